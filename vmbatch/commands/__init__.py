@@ -1,0 +1,1 @@
+"""Subcommands of vmbatch, a file each."""

@@ -1,0 +1,1 @@
+"""Images: find, lease, overlay, build."""

@@ -1,0 +1,168 @@
+"""The life of a guest: start() and stop(), the order and nothing but the order."""
+
+import json
+import os
+from pathlib import Path
+
+from vmbatch import backends, catalogue, contexts, domain, events, node, output, payload, plan, ready, request, rundir
+from vmbatch import __version__ as version
+from vmbatch import slots, templates
+from vmbatch.config import Config
+from vmbatch.errors import GuestError, SiteError, UserError
+from vmbatch.failpoints import reach
+from vmbatch.hypervisor import Hypervisor
+from vmbatch.images import disks, store
+from vmbatch.journal import Journal
+from vmbatch.model import Guest, Job, from_json, to_json
+from vmbatch.process import call_as
+from vmbatch.teardown import Tools, qemu, teardown
+
+_STOP_CALL_S = 5.0  # libvirt's time for one call of a stop; QEMU has been killed before
+
+
+def start(config: Config, job: Job) -> Guest:
+    """Bring up the job's guest. Raises UserError, GuestError or SiteError.
+
+    After a UserError or GuestError (and on a full node) nothing stands but the reason, where the job's shell reads it.
+    After anything else the caller must stop(): the journal says what stands.
+    """
+    for older in Journal.unended(config.paths.state, job.key):
+        _stop_one(config, older)
+    journal = Journal.begin(config.paths.state, job.key)
+    with journal.held(start=True), Hypervisor(config.libvirt.uri, config.libvirt.call_timeout_s) as hypervisor:
+        try:
+            return _start(config, job, journal, hypervisor)
+        except (UserError, GuestError, slots.NoSlotError) as error:
+            events.log(journal, f"refused: {error}")
+            failures = teardown(journal, Tools(config, hypervisor))
+            if failures:
+                raise SiteError("; ".join(failures)) from error
+            rundir.refuse(config, journal, job, error)
+            raise
+
+
+def _start(config: Config, job: Job, journal: Journal, hypervisor: Hypervisor) -> Guest:
+    with events.step(journal, "plan"):
+        folder = rundir.make(config, journal, job)
+        rundir.write_state(folder, "starting", job=job.id, uid=job.uid)
+        wish = request.parse(job.request or "")
+        image = catalogue.find(config, wish.image)
+        template = templates.read(config, plan.choose_template(image, wish))
+        offer = node.survey(config, backends.load("schedulers", job.scheduler), job)
+        rundir.give_logs(journal, offer.person)
+        catalogue.permit(image, offer.person)
+        size = plan.size(config, image, wish, offer)
+    with events.step(journal, "slot"):
+        slot = slots.take(config, journal, size)
+    guest = plan.plan(config, image, template, job, wish, offer, size, slot, journal.n, journal.directory)
+    network = backends.load("networks", guest.nic.network)
+    context = backends.load("contexts", contexts.MODULES[guest.context])
+    _keep(journal, "guest.json", to_json(guest))
+    events.log(journal, f"runs on {guest.hypervisor}: {guest.accelerator}")
+    with events.step(journal, "disk"):
+        store.lease(config, guest, journal)
+        disks.overlay(config, guest, journal)
+    with events.step(journal, "context"):
+        context.before_boot(guest, payload.payload(guest, *rundir.fill(guest)), journal)
+    with events.step(journal, "network"):
+        network.prepare(guest.nic, journal, config, hypervisor)
+    with events.step(journal, "domain"):
+        xml = domain.build(template, guest)
+        domain.validate(xml)
+        _keep(journal, "domain.xml", xml)
+        journal.will("domain", guest.name, uuid=guest.uuid)
+        live = hypervisor.start(xml)
+        running = next(iter(qemu(guest.uuid)), None)
+        network.started(guest.nic, guest, hypervisor)
+    with events.step(journal, "boot"):
+        channel = domain.ready_socket(live)
+        assert channel is not None, "domain.build always makes one"
+        ready.wait(guest, channel, running, journal.check)
+    with events.step(journal, "handover"):
+        context.after_boot(guest, hypervisor)
+        control = guest.run_dir / "mux" / "s"
+        journal.will("ssh", control, person=[guest.person.name, guest.person.uid, guest.person.gid])
+        rundir.hand_over(config, guest, running)
+    return guest
+
+
+def stop(config: Config, key: str) -> None:
+    """Take everything of a job away: collect what its shell could not, tear down, archive. May be repeated.
+
+    Raises SiteError with a sentence for everything that could not be removed.
+    """
+    failures = [text for journal in Journal.unended(config.paths.state, key) for text in _stop_one(config, journal)]
+    if failures:
+        raise SiteError("; ".join(failures), "vmbatch reap tries again")
+
+
+def _stop_one(config: Config, journal: Journal) -> list[str]:
+    journal.cancel()
+    reach("stop:cancelled")
+    try:
+        with journal.held(start=False, grace_s=config.limits.stop_timeout_s):
+            if not journal.directory.exists():  # another stop was quicker
+                return []
+            reach("stop:locked")
+            _collect(config, journal)
+            with Hypervisor(config.libvirt.uri, _STOP_CALL_S) as hypervisor:
+                failures = teardown(journal, Tools(config, hypervisor))
+            for text in failures:
+                events.log(journal, text)
+            if not failures:
+                _record(journal)
+                journal.archive(config.paths.state)
+            return failures
+    except FileNotFoundError:
+        return []
+
+
+def _collect(config: Config, journal: Journal) -> None:
+    """Collect, as the user, what the job's shell did not get to: after a cancel or a time limit."""
+    guest = read_guest(journal)
+    if guest is None or not output.uncollected(guest.run_dir) or not qemu(guest.uuid):
+        return
+    with events.step(journal, "collect"):
+        facts = rundir.read_state(guest.run_dir)
+        status = call_as(guest.person, lambda: output.fetch(str(guest.run_dir), facts), config.files.collect_timeout_s)
+        if status != 0:
+            why = "it took too long" if status is None else "see the note among the results"
+            events.log(journal, f"the job's files could not all be collected: {why}")
+
+
+def read_guest(journal: Journal) -> Guest | None:
+    """Return the guest of a journal, None where the start did not get as far as planning one."""
+    try:
+        guest: Guest = from_json(Guest, (journal.directory / "guest.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return guest
+
+
+def _record(journal: Journal) -> None:
+    """One JSON record a job: what ran, on what, and how long each phase took."""
+    guest = read_guest(journal)
+    record = {
+        "schema": 1,
+        "key": journal.key,
+        "n": journal.n,
+        "vmbatch": version,
+        "phases_s": events.phases(journal),
+        "guest": json.loads(to_json(guest)) if guest else None,
+        "domain_xml": _text(journal.directory / "domain.xml"),
+    }
+    _keep(journal, "record.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def _text(file: Path) -> str | None:
+    try:
+        return file.read_text()
+    except OSError:
+        return None
+
+
+def _keep(journal: Journal, name: str, text: str) -> None:
+    handle = os.open(journal.directory / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "w", errors="surrogateescape") as file:
+        file.write(text)
+

@@ -1,0 +1,100 @@
+"""nat: a libvirt network of our own on every node. A guest's address and card follow from its slot.
+
+The bridge has no spanning tree and no forward delay: libvirt's `default` network makes every new guest wait 4 s.
+Guests cannot reach each other (isolated ports), cannot use another's address (nftables, bridge family), and reach of
+the node only DNS, DHCP and ping.
+"""
+
+import ipaddress
+import json
+
+from lxml import etree
+
+from vmbatch.config import Config
+from vmbatch.hypervisor import Hypervisor
+from vmbatch.journal import Journal
+from vmbatch.model import Guest, Nic
+from vmbatch.process import run
+
+_TABLE = "vmbatch"
+
+
+def network_xml(config: Config) -> str:
+    """Return the libvirt network, with a DHCP reservation for every slot. Pure."""
+    subnet = ipaddress.ip_network(config.network.subnet)
+    root = etree.Element("network")
+    etree.SubElement(root, "name").text = config.network.name
+    etree.SubElement(root, "forward", mode="nat")
+    etree.SubElement(root, "bridge", name=config.network.bridge, stp="off", delay="0")
+    ip = etree.SubElement(root, "ip", address=str(subnet[1]), netmask=str(subnet.netmask))
+    if config.network.addressing == "dhcp":
+        dhcp = etree.SubElement(ip, "dhcp")
+        for index in range(config.limits.max_guests):
+            mac = f"52:54:00:76:{index >> 8:02x}:{index & 255:02x}"
+            etree.SubElement(dhcp, "host", mac=mac, ip=str(subnet[16 + index]))
+    return etree.tostring(root, encoding="unicode")
+
+
+def rules(config: Config) -> str:
+    """Return the nftables rules that all guests share. May be loaded again at any time. Pure."""
+    bridge = json.dumps(config.network.bridge)
+    deny = "".join(f"add rule inet {_TABLE} onward iifname {bridge} ip daddr {net} drop\n" for net in config.network.deny)
+    return f"""
+add table bridge {_TABLE}
+add set bridge {_TABLE} cards {{ type ifname . ether_addr; }}
+add set bridge {_TABLE} addresses {{ type ifname . ipv4_addr; }}
+add chain bridge {_TABLE} from_guests {{ type filter hook prerouting priority -300; }}
+flush chain bridge {_TABLE} from_guests
+add rule bridge {_TABLE} from_guests iifname != "vmb*" accept
+add rule bridge {_TABLE} from_guests iifname . ether saddr != @cards drop
+add rule bridge {_TABLE} from_guests ether type arp iifname . arp saddr ip != @addresses drop
+add rule bridge {_TABLE} from_guests ether type arp accept
+add rule bridge {_TABLE} from_guests ip saddr 0.0.0.0 udp dport 67 accept
+add rule bridge {_TABLE} from_guests ether type ip iifname . ip saddr @addresses accept
+add rule bridge {_TABLE} from_guests drop
+add table inet {_TABLE}
+add chain inet {_TABLE} to_node {{ type filter hook input priority -10; }}
+add chain inet {_TABLE} onward {{ type filter hook forward priority -10; }}
+flush chain inet {_TABLE} to_node
+flush chain inet {_TABLE} onward
+add rule inet {_TABLE} to_node iifname {bridge} ct state established,related accept
+add rule inet {_TABLE} to_node iifname {bridge} udp dport {{ 53, 67 }} accept
+add rule inet {_TABLE} to_node iifname {bridge} tcp dport 53 accept
+add rule inet {_TABLE} to_node iifname {bridge} icmp type echo-request accept
+add rule inet {_TABLE} to_node iifname {bridge} drop
+{deny}"""
+
+
+def _elements(nic: Nic) -> tuple[str, str]:
+    return f"{nic.host_device} . {nic.mac}", f"{nic.host_device} . {nic.ssh_host}"
+
+
+def prepare(nic: Nic, journal: Journal, config: Config, hypervisor: Hypervisor) -> None:
+    """Make sure that the network is up, and let this guest's card and address through."""
+    hypervisor.ensure_network(config.network.name, network_xml(config))
+    card, address = _elements(nic)
+    journal.will("filter", nic.host_device, card=card, address=address)
+    allow = f"add element bridge {_TABLE} cards {{ {card} }}\nadd element bridge {_TABLE} addresses {{ {address} }}\n"
+    run(["nft", "-f", "-"], stdin=(rules(config) + allow).encode(), timeout_s=20)
+
+
+def element(nic: Nic) -> etree._Element:
+    """Return the domain's <interface>. Pure."""
+    interface = etree.Element("interface", type="network")
+    etree.SubElement(interface, "mac", address=nic.mac)
+    etree.SubElement(interface, "source", network=nic.source)
+    etree.SubElement(interface, "target", dev=nic.host_device)
+    etree.SubElement(interface, "model", type=nic.model)
+    etree.SubElement(interface, "port", isolated="yes")
+    return interface
+
+
+def started(nic: Nic, guest: Guest, hypervisor: Hypervisor) -> None:
+    """Nothing: the bridge carries the guest as soon as it runs."""
+
+
+def remove(card: str, address: str) -> None:
+    """Take a guest's card and address out of the filter; absent is fine."""
+    for name, member in (("cards", card), ("addresses", address)):
+        run(["nft", "add element", "bridge", _TABLE, name, f"{{ {member} }}"], timeout_s=20, check=False)
+        run(["nft", "delete element", "bridge", _TABLE, name, f"{{ {member} }}"], timeout_s=20, check=False)

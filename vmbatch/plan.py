@@ -1,0 +1,207 @@
+"""What will boot, decided: pure functions of configuration, catalogue, request and node. No clock, no disk, no chance."""
+
+import ipaddress
+import uuid
+from pathlib import Path
+
+from vmbatch import catalogue
+from vmbatch.config import Config
+from vmbatch.errors import SiteError, UserError, nearest
+from vmbatch.model import SCHEMA, Disk, Guest, Image, Job, Nic, Node, Request, Size, Slot, safe, short_hash
+from vmbatch.quantities import mib_text
+from vmbatch.request import canonical
+from vmbatch.templates import Template
+
+_NAMESPACE = uuid.UUID("8d8f4a53-0a5e-5a0e-9b1e-4f0c3c0b6f10")
+FIRST_ADDRESS = 16  # the first addresses of the subnet stay with the node
+_DEVICES = {"virtio": "vd", "ide": "hd", "sata": "sd", "scsi": "sd"}
+
+
+def choose_template(image: Image, request: Request) -> str:
+    """Return the template's name. UserError where the request wants one that the image does not allow."""
+    allowed = (image.template, *image.templates)
+    if request.template is not None and request.template not in allowed:
+        raise UserError(
+            f"image {image.name} cannot be used with template '{request.template}'",
+            f"the nearest are: {nearest(request.template, allowed)}",
+        )
+    return request.template or image.template
+
+
+def size(config: Config, image: Image, request: Request, node: Node) -> Size:
+    """Decide processors and memory: the job's allocation minus QEMU's own needs, or the image's wishes.
+
+    QEMU's own needs are limits.memory_overhead_mib and 1/64 of the guest's memory. UserError where the request
+    exceeds the grant, or the grant falls below the image's minimum.
+    """
+    granted, overhead = node.allocation, config.limits.memory_overhead_mib
+    memory = image.memory_mib if granted.memory_mib is None else (granted.memory_mib - overhead) * 64 // 65
+    if request.memory_mib is not None:
+        if granted.memory_mib is not None and request.memory_mib > memory:
+            needed = request.memory_mib + overhead + request.memory_mib // 64 + 1
+            raise UserError(
+                f"memory={request.memory_mib}M is more than the job's {mib_text(granted.memory_mib)} leave for a guest "
+                f"({mib_text(max(memory, 0))})",
+                f"ask the scheduler for more, such as --mem={needed}M, or for less in the VM request",
+            )
+        memory = request.memory_mib
+    if memory < image.minimum_memory_mib:
+        needed = image.minimum_memory_mib + overhead + image.minimum_memory_mib // 64 + 1
+        raise UserError(
+            f"image {image.name} needs at least {image.minimum_memory_mib} MiB, but the guest would get "
+            f"{max(memory, 0)} MiB",
+            f"submit with --mem={needed}M or more",
+        )
+    return Size(_cpus(image, request, node), memory, memory + overhead + memory // 64)
+
+
+def _cpus(image: Image, request: Request, node: Node) -> int:
+    granted = node.allocation.cpus
+    if request.cpus is not None and granted is not None and request.cpus > granted:
+        raise UserError(
+            f"cpus={request.cpus} is more than the job's {granted}",
+            f"submit with --cpus-per-task={request.cpus}, or ask for fewer",
+        )
+    return request.cpus or granted or image.cpus
+
+
+def hypervisor(template: Template, node: Node) -> str:
+    """Return libvirt's domain type. SiteError where the template wants KVM and the node has none."""
+    if template.hypervisor == "KVM" and node.hypervisor != "kvm":
+        raise SiteError(f"template {template.name} wants KVM: {node.accelerator}", "vmbatch doctor")
+    return "qemu" if template.hypervisor == "QEMU" else node.hypervisor
+
+
+def plan(
+    config: Config,
+    image: Image,
+    template: Template,
+    job: Job,
+    request: Request,
+    node: Node,
+    size: Size,
+    slot: Slot,
+    n: int,
+    directory: Path,
+) -> Guest:
+    """Put everything together. `directory` is the journal's; `slot` the guest's place on the node."""
+    name = f"vmbatch-{job.key}.{n}"
+    run_dir = config.paths.run / f"{job.key}.{n}"
+    scratch = _scratch(config, job) / f"{job.key}.{n}"
+    return Guest(
+        schema=SCHEMA,
+        key=job.key,
+        n=n,
+        name=name,
+        uuid=str(uuid.uuid5(_NAMESPACE, f"{node.boot_id}/{name}")),
+        hostname=_hostname(job),
+        boot_id=node.boot_id,
+        scheduler=job.scheduler,
+        cluster=job.cluster,
+        node=job.node,
+        job_id=job.id,
+        asked_by=job.asked_by,
+        person=node.person,
+        request=canonical(request),
+        image=image.name,
+        image_sha512=image.sha512,
+        template=template.name,
+        context=image.context or template.context,
+        hypervisor=hypervisor(template, node),
+        accelerator=node.accelerator,
+        cpus=size.cpus,
+        memory_mib=size.memory_mib,
+        slot=slot.index,
+        disks=_disks(config, image, template, scratch),
+        nics=(_nic(config, image, name, slot),),
+        iso=scratch / "context.iso",
+        cdrom=_cdrom(template),
+        console=directory / "console.log",
+        run_dir=run_dir,
+        scratch=scratch,
+        workdir=job.workdir,
+        inputs=request.inputs,
+        boot_timeout_s=image.boot_timeout_s or config.limits.boot_timeout_s,
+        firmware=image.firmware,
+        clock=image.clock,
+        video=image.video,
+        input=image.input,
+        kernel=image.kernel,
+        initrd=image.initrd,
+        kernel_args=image.kernel_args,
+    )
+
+
+def _scratch(config: Config, job: Job) -> Path:
+    text = str(config.paths.scratch)
+    if "%t" in text:
+        if job.tmpdir is None:
+            raise SiteError("paths.scratch holds %t, but this job has no TMPDIR", "use %j or %u instead")
+        text = text.replace("%t", str(job.tmpdir))
+    return Path(text.replace("%j", safe(job.id)).replace("%u", safe(job.user, "-")))
+
+
+def _hostname(job: Job) -> str:
+    """A DNS label: `job-4711`."""
+    label = "".join(c if c.isascii() and c.isalnum() else "-" for c in f"job-{job.id}").strip("-").lower()
+    return label[:60].rstrip("-")
+
+
+def _disks(config: Config, image: Image, template: Template, scratch: Path) -> tuple[Disk, ...]:
+    disks = []
+    prefix = _DEVICES[image.disk_bus]
+    for number, element in enumerate(template.root.findall("devices/disk")):
+        fixed = element.find("vbdisksource")
+        if fixed is not None:
+            base = config.paths.images / str(fixed.get("source"))
+            driver = element.find("driver")
+            base_format = "qcow2" if driver is None else str(driver.get("type", "qcow2"))
+            target = element.find("target")
+            device = str(target.get("dev")) if target is not None else f"vd{chr(97 + number)}"
+            bus = str(target.get("bus", "virtio")) if target is not None else "virtio"
+        elif element.find("vbuserimage") is not None:
+            base, base_format, bus = image.source, image.format, image.disk_bus
+            device = f"{prefix}{chr(97 + len(disks))}"
+        else:
+            continue
+        disks.append(Disk(device, bus, scratch / f"disk{len(disks)}.qcow2", base, base_format))
+    return tuple(disks)
+
+
+def _cdrom(template: Template) -> str:
+    for disk in template.root.findall("devices/disk"):
+        target = disk.find("target")
+        if disk.find("vbpreparecdrom") is not None and target is not None:
+            return str(target.get("dev"))
+    raise SiteError(f"{template.file}: the disk with <vbpreparecdrom/> has no <target dev=.../>")
+
+
+def _nic(config: Config, image: Image, name: str, slot: Slot) -> Nic:
+    network = config.network
+    mac = f"52:54:00:76:{slot.index >> 8:02x}:{slot.index & 255:02x}"
+    device = "vmb" + short_hash(name, 12)
+    if network.default == "user":
+        # Fixed by QEMU's user networking (slirp): the guest is always 10.0.2.15, and its own world
+        return Nic(
+            "user", mac, image.nic_model, device, "", "10.0.2.15/24", "10.0.2.2", ("10.0.2.3",), "127.0.0.1", slot.port
+        )
+    subnet = ipaddress.ip_network(network.subnet)
+    address, gateway = str(subnet[FIRST_ADDRESS + slot.index]), str(subnet[1])
+    static = network.addressing == "static"
+    return Nic(
+        "nat",
+        mac,
+        image.nic_model,
+        device,
+        network.name,
+        f"{address}/{subnet.prefixlen}" if static else None,
+        gateway if static else None,
+        (gateway,) if static else (),
+        address,
+        22,
+    )
+
+
+def permit(image: Image, node: Node) -> None:
+    """UserError where the image is not open to this person."""
+    catalogue.permit(image, node.person)

@@ -1,0 +1,146 @@
+"""Everything that we can leave on a node, and how to make it not exist. One table; every removal may be repeated."""
+
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmbatch import slots
+from vmbatch.config import Config
+from vmbatch.errors import SiteError, VMBatchError
+from vmbatch.hypervisor import Hypervisor, LibvirtError
+from vmbatch.journal import Journal, Thing
+from vmbatch.model import Person
+from vmbatch.networks import nat
+from vmbatch.process import Identity, call_as, find, kill
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What removals need besides the thing itself."""
+
+    config: Config
+    hypervisor: Hypervisor
+
+
+def teardown(journal: Journal, tools: Tools) -> list[str]:
+    """Remove whatever stands, newest first. Returns what could not be removed, as sentences; one failure stops none."""
+    failures = []
+    for thing in journal.standing():
+        try:
+            UNDO[thing.kind](thing, tools)
+            journal.gone(thing)
+        except (VMBatchError, OSError) as error:
+            failures.append(f"{thing.kind} {thing.name} still stands: {error}")
+    return failures
+
+
+def _file(thing: Thing, tools: Tools) -> None:
+    Path(thing.name).unlink(missing_ok=True)
+
+
+def _lease(thing: Thing, tools: Tools) -> None:
+    file = Path(thing.name)
+    file.unlink(missing_ok=True)
+    with suppress(OSError):
+        file.parent.rmdir()
+
+
+def _dir(thing: Thing, tools: Tools) -> None:
+    folder = Path(thing.name)
+    if folder.is_symlink():
+        raise SiteError(f"{folder} has become a symbolic link; it is left alone")
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+def _link(thing: Thing, tools: Tools) -> None:
+    """The link may lead to a later start of the same job by now: then it stays."""
+    link = Path(thing.name)
+    with suppress(FileNotFoundError, OSError):
+        link.with_name("." + str(thing.data["target"]).removeprefix("../")).unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        if os.readlink(link) == thing.data["target"]:
+            link.unlink()
+
+
+def _slot(thing: Thing, tools: Tools) -> None:
+    slots.free(tools.config.paths.state / "slots", thing.name)
+
+
+def _filter(thing: Thing, tools: Tools) -> None:
+    nat.remove(str(thing.data["card"]), str(thing.data["address"]))
+
+
+def _domain(thing: Thing, tools: Tools) -> None:
+    """Kill QEMU itself first: libvirt's destroy waits long for one that hangs, and libvirt may hang itself."""
+    gone = all([kill(who) for who in qemu(str(thing.data["uuid"]))])
+    try:
+        tools.hypervisor.destroy(thing.name)
+    except LibvirtError:
+        raise
+    except SiteError:
+        if not gone or qemu(str(thing.data["uuid"])):
+            raise
+
+
+def qemu(uuid: str) -> list[Identity]:
+    """Return the QEMU processes of a domain, whatever libvirt says."""
+    return find("-uuid", uuid)
+
+
+def _ssh(thing: Thing, tools: Tools) -> None:
+    """End the ssh connection that the job's shells share, as the user whose it is."""
+    control = Path(thing.name)
+    folder = control.parent
+    try:
+        mode = os.lstat(control).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        return
+    ids = thing.data["person"]
+    person = Person(str(ids[0]), int(ids[1]), int(ids[2]), Path("/"), "", ((str(ids[0]), int(ids[2])),))
+    config = str(folder.parent / "ssh_config")
+
+    def leave() -> None:
+        os.execve("/usr/bin/ssh", ["ssh", "-F", config, "-O", "exit", "guest"], {"PATH": "/usr/bin:/bin"})
+
+    call_as(person, _quietly(leave), 5)
+    for who in masters(control):
+        call_as(person, lambda who=who: _end(who), 5)  # type: ignore[misc]
+
+
+def masters(control: Path) -> list[Identity]:
+    """Return ssh processes that serve this control path; OpenSSH writes it into their title."""
+    return find(f"ssh: {control} [mux]")
+
+
+def _end(who: Identity) -> None:
+    kill(who)
+
+
+def _quietly(function: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        null = os.open("/dev/null", os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        function()
+
+    return run
+
+
+UNDO: dict[str, Callable[[Thing, Tools], Any]] = {
+    "dir": _dir,
+    "domain": _domain,
+    "file": _file,
+    "filter": _filter,
+    "lease": _lease,
+    "link": _link,
+    "slot": _slot,
+    "ssh": _ssh,
+}
