@@ -26,6 +26,7 @@ find_port() {
 report() {
 	[ -n "$port" ] || find_port
 	printf '%s\n' "$*" > "$port"
+	echo "vmbatch: $*" > /dev/kmsg 2>/dev/null
 }
 
 give_up() {

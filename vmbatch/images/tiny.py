@@ -4,7 +4,6 @@ The image of the demo, of `vmbatch doctor` and of the tests. Further Debian pack
 """
 
 import gzip
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from vmbatch.process import run
 
 PACKAGES = ("bash", "busybox-static", "dropbear-bin")
 SIZE_MIB = 4096
-KERNEL_ARGS = "console=tty0 console=ttyS0 panic=1 i8042.noaux i8042.nokbd"
+KERNEL_ARGS = "console=tty0 console=ttyS0 panic=1 i8042.noaux i8042.nokbd acpi=noirq"
 ENTRY = {
     "description": "small guest for tests and first steps",
     "memory_mib": 192,
@@ -24,10 +23,14 @@ ENTRY = {
     "kernel_args": KERNEL_ARGS,
 }
 
-_DISK_MODULES = ("virtio_pci", "virtio_blk", "virtio_scsi", "ata_piix", "ahci", "sd_mod", "ext4")
-_LATER_MODULES = (
-    "virtio_console virtio_net e1000 8139cp ne2k-pci pcnet32 sr_mod isofs virtio_rng button evdev vfat nls_ascii"
-).split()
+# What is loaded when, and where it lies; a folder's `order` lists what its modules need before them.
+_STAGES = {
+    "initramfs/modules/first": "virtio_pci virtio_rng virtio_blk ext4",
+    "initramfs/modules/more": "virtio_scsi ata_piix ahci sd_mod ext4",
+    "tree/usr/lib/modules/first": "ata_piix sr_mod isofs virtio_console virtio_net",
+    "tree/usr/lib/modules/more": "ahci virtio_scsi e1000 8139cp ne2k_pci pcnet32",
+    "tree/usr/lib/modules/late": "button evdev vfat nls_ascii",
+}
 _JUNK = ("usr/share", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/x86_64-linux-gnu/perl-base", "var/lib", "var/cache")
 
 
@@ -47,7 +50,7 @@ def build(
     _fill(tree)
     vmlinuz, initrd = target.with_suffix(".vmlinuz"), target.with_suffix(".initrd")
     shutil.copyfile(next((kernel_tree / "boot").glob("vmlinuz-*")), vmlinuz)
-    _modules(kernel_tree, tree, work / "initramfs")
+    _modules(kernel_tree, work)
     _initrd(tree, work / "initramfs", initrd)
     boot = tree / "boot"
     boot.mkdir(exist_ok=True)
@@ -93,24 +96,24 @@ def _fill(tree: Path) -> None:
         (tree / script).chmod(0o755)
 
 
-def _modules(kernel_tree: Path, tree: Path, initramfs: Path) -> None:
+def _modules(kernel_tree: Path, work: Path) -> None:
+    """Copy the wanted modules and what they need. insmod in our order is three times as quick as modprobe."""
     base = next((kernel_tree / "lib/modules").iterdir())
     run(["depmod", "-b", kernel_tree, base.name], timeout_s=120)
     needs = {}
     for line in (base / "modules.dep").read_text().splitlines():
         path, _, after = line.partition(":")
         needs[path] = after.split()
-    names = {re.sub(r"\.ko.*$", "", Path(path).name): path for path in needs}
-    done: list[str] = []
-    for wanted, place in ((_DISK_MODULES, initramfs / "modules"), (_LATER_MODULES, tree / "usr/lib/modules")):
-        place.mkdir(parents=True, exist_ok=True)
-        order = []
-        for path in (p for name in wanted if name in names for p in [*reversed(needs[names[name]]), names[name]]):
-            if path not in done:
-                done.append(path)
-                order.append(Path(path).name)
+    names = {Path(path).name.partition(".")[0].replace("-", "_"): path for path in needs}
+    for folder, wanted in _STAGES.items():
+        place = work / folder
+        place.mkdir(parents=True)
+        order: list[str] = []
+        for path in (p for name in wanted.split() if name in names for p in [*reversed(needs[names[name]]), names[name]]):
+            if path not in order:
+                order.append(path)
                 shutil.copyfile(base / path, place / Path(path).name)
-        (place / "order").write_text("\n".join(order) + "\n")
+        (place / "order").write_text("".join(f"{Path(path).name}\n" for path in order))
 
 
 def _initrd(tree: Path, initramfs: Path, target: Path) -> None:
