@@ -8,7 +8,7 @@ from pathlib import Path
 from vmbatch import __version__
 from vmbatch.errors import GuestError, SiteError, UserError, VMBatchError
 
-COMMANDS = ("run",)
+COMMANDS = ("run", "install", "reap")
 
 
 def parser(names: tuple[str, ...] = COMMANDS) -> argparse.ArgumentParser:

@@ -91,6 +91,7 @@ class Files:
 class Slurm:
     comment: bool = key(False, "take requests from a token vm=... in --comment, for sites without the plugin")
     bin: Path = key(Path("/usr/bin"), "folder of scontrol and squeue")
+    conf: Path = key(Path("/etc/slurm/slurm.conf"), "configuration that they use")
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ def _identity(root: Element, guest: Guest) -> None:
         "uid": str(guest.person.uid),
         "bootid": guest.boot_id,
         "image": guest.image,
+        "state": str(guest.state),
     }
     for word, value in facts.items():
         job.set(word, _xml_safe(value))

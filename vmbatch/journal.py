@@ -49,7 +49,7 @@ class Journal:
         """Make the journal of the job's next start; n counts up by exclusive mkdir and is never used twice."""
         parent = state / "jobs" / key
         parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        used = [n for base in ("jobs", "archive") for n in _numbers(state / base / key)]
+        used = [n for base in ("jobs", "archive") for n in numbers(state / base / key)]
         n = max(used, default=0) + 1
         while True:
             try:
@@ -68,7 +68,7 @@ class Journal:
     @classmethod
     def unended(cls, state: Path, key: str) -> list["Journal"]:
         """Return the job's starts that have not ended, oldest first."""
-        return [cls(state / "jobs" / key / str(n)) for n in _numbers(state / "jobs" / key)]
+        return [cls(state / "jobs" / key / str(n)) for n in numbers(state / "jobs" / key)]
 
     # --- what stands ---
 
@@ -214,7 +214,8 @@ def _try(lock: int, grace_s: float) -> bool:
             time.sleep(0.02)
 
 
-def _numbers(directory: Path) -> list[int]:
+def numbers(directory: Path) -> list[int]:
+    """Return the numbers that name entries of a directory, ascending; [] where it is missing."""
     try:
         return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit())
     except (FileNotFoundError, NotADirectoryError):

@@ -206,6 +206,7 @@ class Guest:
     iso: Path
     cdrom: str  # target device of the drive with the context: hdc
     console: Path
+    state: Path  # the site's state folder: two sites on one host tell their domains apart by it
     run_dir: Path
     scratch: Path
     workdir: Path

@@ -117,6 +117,7 @@ def plan(
         iso=scratch / "context.iso",
         cdrom=_cdrom(template),
         console=directory / "console.log",
+        state=config.paths.state,
         run_dir=run_dir,
         scratch=scratch,
         workdir=job.workdir,

@@ -177,7 +177,14 @@ def refuse(config: Config, journal: Journal, job: Job, error: VMBatchError) -> N
     if not folder.is_dir():
         make(config, journal, job)
     kind = {UserError: "user", GuestError: "guest", SiteError: "site"}.get(type(error), "site")
-    facts: dict[str, object] = {"kind": kind, "uid": job.uid, "job": job.id, "message": printable(str(error))}
+    facts: dict[str, object] = {
+        "kind": kind,
+        "job": job.id,
+        "user": job.user,
+        "uid": job.uid,
+        "asked_by": job.asked_by,
+        "message": printable(str(error)),
+    }
     if isinstance(error, GuestError) and error.console:
         facts["console"] = printable(error.console, 4000)
     write_state(folder, "refused", **facts)

@@ -88,4 +88,3 @@ def _show(step: str, seconds: float | None) -> None:
     sys.stderr.flush()
 
 
-__all__ = ["HELP", "NAME", "SiteError", "UserError", "arguments", "main", "rundir"]
