@@ -1,4 +1,4 @@
-"""Starts what the tests and the demo need and no init system runs: virtlogd, libvirtd, munged. Stops what it started, by pid."""
+"""Starts what tests and demo need where no init runs: virtlogd, libvirtd, munged. Stops what it started, by pid."""
 
 import os
 import shutil

@@ -5,6 +5,7 @@ import re
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from daemons import Daemons, munge, wait_for
 
@@ -64,12 +65,14 @@ class Cluster:
     def start_node(self, node: str) -> None:
         self.slurmd[node] = self.daemons.start("/usr/sbin/slurmd", "-D", "-N", node, env={"SLURM_CONF": str(self.conf)})
 
-    def run(self, *argv: str, user: int | None = None, check: bool = True, **options: object) -> str:
+    def run(self, *argv: str, user: int | None = None, check: bool = True, **options: Any) -> str:
         done = self.call(*argv, user=user, **options)
         assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def call(self, *argv: str, user: int | None = None, timeout: float = 180, **options: object) -> "subprocess.CompletedProcess[str]":
+    def call(
+        self, *argv: str, user: int | None = None, timeout: float = 180, **options: Any
+    ) -> "subprocess.CompletedProcess[str]":
         ids = {} if user is None else {"user": user, "group": user, "extra_groups": []}
         return subprocess.run(
             argv, capture_output=True, text=True, env={**self.env, **options.pop("env", {})}, timeout=timeout,

@@ -107,4 +107,3 @@ def _probe(kernel: Path) -> Verdict:
         return Verdict("kvm", f"a Linux kernel boots under KVM ({kernel})")
     words = said.decode(errors="replace").strip().splitlines()[-1:] or ["it printed nothing"]
     return Verdict("qemu", f"a Linux kernel does not boot under KVM within {PROBE_S:g} s: {words[0][:200]}")
-

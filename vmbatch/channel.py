@@ -61,11 +61,14 @@ class Channel:
         self.signals = signals
         self.qemu = qemu  # a pidfd: readable once QEMU has ended
         self.guest_ended = False
-        self.on_signal = lambda number: self.send(b"K", bytes([number]))
+        self.on_signal = self._pass_on
         self._to_guest = bytearray()
         self._from_guest = bytearray()
         self._complaints = bytearray()
         self._pid, self._in, self._out, self._err = _spawn(ssh_config, options)
+
+    def _pass_on(self, number: int) -> None:
+        self.send(b"K", bytes([number]))
 
     def send(self, kind: bytes, data: bytes = b"") -> None:
         self._to_guest += frame(kind, data)

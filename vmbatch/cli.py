@@ -13,9 +13,7 @@ COMMANDS = ("run", "install", "reap")
 
 def parser(names: tuple[str, ...] = COMMANDS) -> argparse.ArgumentParser:
     """Return the parser, with the subcommands of these names."""
-    top = argparse.ArgumentParser(
-        prog="vmbatch", description="Run batch jobs inside virtual machines.", allow_abbrev=False
-    )
+    top = argparse.ArgumentParser(prog="vmbatch", description="Run batch jobs inside virtual machines.", allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"vmbatch {__version__}")
     top.add_argument("--config", type=Path, metavar="FILE", help="configuration instead of the default one")
     subs = top.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")

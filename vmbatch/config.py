@@ -58,11 +58,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    allow_tcg: bool = key(
-        False, "allow software emulation where KVM does not work; it is slow and no security boundary"
-    )
+    allow_tcg: bool = key(False, "allow software emulation where KVM does not work; it is slow and no security boundary")
     kernel: Path = key(
-        Path("/var/lib/vmbatch/images/tiny.vmlinuz"), "Linux kernel for the boot probe; else the newest in /boot is used"
+        Path("/var/lib/vmbatch/images/tiny.vmlinuz"),
+        "Linux kernel for the boot probe; else the newest in /boot is used",
     )
 
 
@@ -280,7 +279,7 @@ def runtime_dir() -> Path:
     value = os.environ.get("XDG_RUNTIME_DIR", "")
     if value.startswith("/") and os.access(value, os.W_OK):
         return Path(value)
-    return Path(f"/tmp/vmbatch-runtime-{os.geteuid()}")  # noqa: S108  made 0700 and its owner checked before use
+    return Path(f"/tmp/vmbatch-runtime-{os.geteuid()}")
 
 
 def private_dir(path: Path) -> Path:

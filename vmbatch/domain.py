@@ -84,7 +84,8 @@ def _xml_safe(text: str) -> str:
 def _number(root: Element, tag: str, value: int, **attributes: str) -> None:
     element = _child(root, tag)
     element.attrib.clear()
-    element.attrib.update(attributes)
+    for name, text in attributes.items():
+        element.set(name, text)
     element.text = str(value)
 
 

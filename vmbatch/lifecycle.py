@@ -4,9 +4,23 @@ import json
 import os
 from pathlib import Path
 
-from vmbatch import backends, catalogue, contexts, domain, events, node, output, payload, plan, ready, request, rundir
 from vmbatch import __version__ as version
-from vmbatch import slots, templates
+from vmbatch import (
+    backends,
+    catalogue,
+    contexts,
+    domain,
+    events,
+    node,
+    output,
+    payload,
+    plan,
+    ready,
+    request,
+    rundir,
+    slots,
+    templates,
+)
 from vmbatch.config import Config
 from vmbatch.errors import GuestError, SiteError, UserError
 from vmbatch.failpoints import reach
@@ -44,7 +58,9 @@ def start(config: Config, job: Job) -> Guest:
 def _start(config: Config, job: Job, journal: Journal, hypervisor: Hypervisor) -> Guest:
     with events.step(journal, "plan"):
         folder = rundir.make(config, journal, job)
-        rundir.write_state(folder, "starting", job=job.id, uid=job.uid)
+        rundir.write_state(
+            folder, "starting", job=job.id, key=job.key, n=journal.n, user=job.user, uid=job.uid, log=journal.directory
+        )
         wish = request.parse(job.request or "")
         image = catalogue.find(config, wish.image)
         template = templates.read(config, plan.choose_template(image, wish))
@@ -82,7 +98,7 @@ def _start(config: Config, job: Job, journal: Journal, hypervisor: Hypervisor) -
         context.after_boot(guest, hypervisor)
         control = guest.run_dir / "mux" / "s"
         journal.will("ssh", control, person=[guest.person.name, guest.person.uid, guest.person.gid])
-        rundir.hand_over(config, guest, running)
+        rundir.hand_over(config, guest, running, events.phases(journal))
     return guest
 
 
@@ -165,4 +181,3 @@ def _keep(journal: Journal, name: str, text: str) -> None:
     handle = os.open(journal.directory / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(handle, "w", errors="surrogateescape") as file:
         file.write(text)
-

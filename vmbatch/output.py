@@ -6,11 +6,15 @@ Both ways are tar streams through the channel. What comes from the guest is writ
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from vmbatch.channel import Channel, Command, LostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import tarfile
 
 REFUSED = 125
 _UNPACK = b'cd "$1" && exec tar -xf -'
@@ -27,7 +31,7 @@ def bring_in(channel: Channel, facts: dict[str, str], first: bool, carried: byte
     if carried and facts.get("inputs"):
         names = [*(names or []), os.fsdecode(carried)]
     if names != []:
-        problem = _measure(facts, names) or _send(channel, facts, names)
+        problem = measure(facts, names) or _send(channel, facts, names)
         if problem:
             say(problem)
             return REFUSED
@@ -72,7 +76,7 @@ def _entry(base: str, path: str, status: os.stat_result) -> Iterator[tuple[str, 
         yield path, name, status
 
 
-def _measure(facts: dict[str, str], names: list[str] | None) -> str:
+def measure(facts: dict[str, str], names: list[str] | None) -> str:
     """Return why this cannot be brought in, "" where it can."""
     limit, most = int(facts["max_input_mib"]), int(facts["max_files"])
     size = count = 0
@@ -129,19 +133,19 @@ def _pack(facts: dict[str, str], names: list[str] | None, writer: int) -> int:
     return 0
 
 
-def _owned(info: "object") -> "object":
+def _owned(info: "tarfile.TarInfo") -> "tarfile.TarInfo":
     """A folder must stay open to its owner, or nothing could be unpacked below it."""
-    info.mode |= 0o700  # type: ignore[attr-defined]
+    info.mode |= 0o700
     return info
 
 
-def _in_child(function: "object", keep: int) -> None:
+def _in_child(function: "Callable[[], int]", keep: int) -> None:
     """Run a function in the child that we are; its return value is our exit status. Never returns."""
     status = 1
     try:
         os.closerange(3, keep)
         os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
-        status = function()  # type: ignore[operator]
+        status = function()
     except BaseException as error:  # the child ends here, whatever it was; the parent reads the status
         say(f"{type(error).__name__}: {error}")
     finally:

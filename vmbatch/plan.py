@@ -149,7 +149,7 @@ def _hostname(job: Job) -> str:
 
 
 def _disks(config: Config, image: Image, template: Template, scratch: Path) -> tuple[Disk, ...]:
-    disks = []
+    disks: list[Disk] = []
     prefix = _DEVICES[image.disk_bus]
     for number, element in enumerate(template.root.findall("devices/disk")):
         fixed = element.find("vbdisksource")

@@ -50,6 +50,7 @@ def run(
     fails: the sentence holds the program's own words.
     """
     words = [str(word) for word in argv]
+    other = person if os.geteuid() == 0 else None
     try:
         child = subprocess.Popen(
             words,
@@ -59,7 +60,9 @@ def run(
             cwd=cwd,
             env={**ENVIRONMENT, **(env or {})},
             start_new_session=True,
-            **_identity(person),
+            user=other.uid if other else None,
+            group=other.gid if other else None,
+            extra_groups=[gid for _, gid in other.groups] if other else None,
         )
     except OSError as error:
         raise SiteError(f"cannot run {words[0]}: {error.strerror}", "install it, then run: vmbatch doctor") from error
@@ -110,12 +113,6 @@ def hear(argv: Sequence[str | Path], until: bytes, timeout_s: float, limit: int 
         child.wait()
         child.stdout.close()
     return said
-
-
-def _identity(person: Person | None) -> dict[str, int | list[int]]:
-    if person is None or os.geteuid() != 0:
-        return {}
-    return {"user": person.uid, "group": person.gid, "extra_groups": [gid for _, gid in person.groups]}
 
 
 def become(person: Person) -> None:

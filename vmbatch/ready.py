@@ -1,6 +1,6 @@
 """Waiting for the guest: it pushes lines over its channel; nothing is polled but the deadline and the cancel mark.
 
-Lines: `stage context|network|ssh`, `ready`, `error TEXT`. A guest is not trusted: what it says is bounded and shown, never used.
+Lines: `stage context|network|ssh`, `ready`, `error TEXT`. A guest is not trusted: what it says is bounded and only shown.
 """
 
 import os

@@ -3,7 +3,7 @@
 Exit codes: the job's own; 128+n for a signal; 120 the guest was lost or went down; 121 the job ended well but its files
 could not all be collected; 125 there is no guest; 126, 127 as a shell. It never runs anything on the host.
 
-Imports os, sys, signal and select only (and what needs no more); every task of a job pays for its start.
+Imports os, sys, signal, select, fcntl and nothing that needs more: every task of a job pays for its start.
 """
 
 import os
@@ -11,18 +11,12 @@ import select
 import signal
 import sys
 
-from vmbatch import joblink
-from vmbatch.channel import Channel, Command, LostError
+from vmbatch import callforms, joblink
+from vmbatch.channel import Channel, Command, LostError, size
+from vmbatch.turns import Turn
 
 LOST, INCOMPLETE, NO_GUEST = 120, 121, 125
 
-# Variables that make sense on the host only, or would let the host's set-up break programs in the guest.
-DENIED = (
-    "BASH_ENV", "ENV", "IFS", "KRB5CCNAME", "PROMPT_COMMAND", "PS4", "SLURM_JWT", "TMPDIR", "VMBATCH_GUEST",
-    "XDG_RUNTIME_DIR",
-)  # fmt: skip
-DENIED_PREFIXES = ("BASH_FUNC_", "GCONV_", "LD_", "PERL5", "PYTHONHOME", "PYTHONPATH", "SSH_")
-_SPOOLED = ("/slurm_script", ".SC")
 _PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGTSTP", "SIGCONT", "SIGWINCH")
 
 
@@ -32,6 +26,8 @@ def main(argv: list[str] | None = None, run_root: str = "/run/vmbatch") -> int:
         words = [os.fsencode(word) for word in (sys.argv if argv is None else argv)[1:]]
         folder = find_guest(dict(os.environ), run_root)
         facts = read_facts(folder)
+        if words[:2] == [b"vmbatch", b"logs"]:
+            return show_log(facts, b"--console" in words)
         refused = why_not(folder, facts)
         if refused:
             complain(refused)
@@ -85,6 +81,18 @@ def why_not(folder: str, facts: dict[str, str]) -> str:
     return f"the guest of this job is not ready, but: {state}"
 
 
+def show_log(facts: dict[str, str], console: bool) -> int:
+    """Print the job's log or its guest's console: the one thing that is read on the host, for `vmbatch logs`."""
+    try:
+        with open(f"{facts['log']}/{'console' if console else 'vmbatch'}.log", "rb") as file:
+            while part := file.read(65536):
+                os.write(1, bytes(c if c in b"\t\n" or 32 <= c < 127 else 63 for c in part))
+    except (KeyError, OSError) as error:
+        complain(f"there is no log of this job that you may read: {error}")
+        return NO_GUEST
+    return 0
+
+
 class _Shell:
     """One call of the job's shell."""
 
@@ -96,11 +104,13 @@ class _Shell:
         self.signals, self._wake = os.pipe()
 
     def run(self, words: list[bytes]) -> int:
-        command, carried = self._command(words)
+        command, carried = callforms.command(words, os.fsencode(self.facts.get("workdir", "/")), self.terminal)
+        if self.terminal:
+            command.terminal = _terminal_size()
         _catch_signals(self._wake)
         self.channel = Channel(f"{self.folder}/ssh_config", (), self.signals, self.qemu)
         self.channel.on_signal = self._on_signal
-        turn = _Turn(self.folder)
+        turn = Turn(self.folder)
         try:
             staged = self._stage_in(turn, carried)
             if staged:
@@ -114,48 +124,9 @@ class _Shell:
             turn.end()
             self.channel.close()
 
-    # --- what to run ---
-
-    def _command(self, words: list[bytes]) -> tuple[Command, bytes]:
-        """Return the command, and a file below the working directory that must be in the guest for it."""
-        carried = b""
-        script = None
-        if not words and self.terminal:
-            words = [os.fsencode(os.environ.get("SHELL", "/bin/sh")), b"-l"]
-        elif not words or words[0] == b"-s":
-            words, script = _from_stdin(words)
-        elif words[0] == b"-c":
-            words = [b"/bin/sh", *words]
-        else:
-            words, script, carried = self._file(words)
-        command = Command(words, environment(), os.getcwdb(), _umask())
-        command.script = script
-        if self.terminal:
-            command.terminal = _terminal_size()
-        return command, carried
-
-    def _file(self, words: list[bytes]) -> tuple[list[bytes], tuple[int, bytes, bytes] | None, bytes]:
-        """A script or a command: a spooled or own file is carried along, others are found in the guest."""
-        interpreter: list[bytes] = []
-        if len(words) > 1 and _shebang(words[1])[1:] == [words[0]]:
-            interpreter, words = words[0].split(), words[1:]  # "#!/usr/bin/vmbatch-remoteshell /bin/bash -e"
-        path = words[0]
-        absolute = os.path.join(os.getcwdb(), path) if b"/" in path else path
-        if b"/" not in path or not os.path.isfile(absolute) or not os.access(absolute, os.R_OK):
-            return words, None, b""
-        below = _below(absolute, os.fsencode(self.facts.get("workdir", "/")))
-        if _shebang(absolute)[:1] == [b"vmbatch-remoteshell"] and not interpreter:
-            interpreter = [b"/bin/sh"]
-        if interpreter:
-            below = b""
-        elif below or (os.stat(absolute).st_uid != os.getuid() and not absolute.endswith(_spooled())):
-            return words, None, below
-        with open(absolute, "rb") as file:
-            return [*interpreter, *words], (len(interpreter), path, file.read(32 << 20)), b""
-
     # --- files ---
 
-    def _stage_in(self, turn: "_Turn", carried: bytes) -> int:
+    def _stage_in(self, turn: Turn, carried: bytes) -> int:
         """Bring the input files in, once a job. Returns an exit code where that fails."""
         first = turn.first()
         if not first and not carried:
@@ -167,7 +138,7 @@ class _Shell:
             turn.staged()
         return status
 
-    def _collect(self, turn: "_Turn", status: int) -> int:
+    def _collect(self, turn: Turn, status: int) -> int:
         """Fetch what the job changed, when no other shell of this job is left to do so."""
         if not turn.last():
             return status
@@ -195,8 +166,6 @@ class _Shell:
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGWINCH:
-            from vmbatch.channel import size
-
             self.channel.send(b"W", size(*_terminal_size()))
             return
         self.channel.send(b"K", bytes([number]))
@@ -225,122 +194,6 @@ class _Shell:
             f"the guest was lost: its QEMU process ended without a shutdown (killed, or crashed); {lost}"
             f"\n--- the end of the guest's console ---\n{tail[-1200:]}"
         )
-
-
-class _Turn:
-    """The shells of one job on this node: who brings the files in (the first), who collects (the last to end)."""
-
-    def __init__(self, folder: str) -> None:
-        import fcntl
-
-        self.fcntl = fcntl
-        self.mux = f"{folder}/mux"
-        self.lock = os.open(f"{self.mux}/shells", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self.gate = os.open(f"{self.mux}/gate", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self.lock, fcntl.LOCK_SH)
-        self._unlink("collected")
-
-    def first(self) -> bool:
-        """Whether nobody has brought the files in yet. Others wait here until the first one has."""
-        self.fcntl.flock(self.gate, self.fcntl.LOCK_EX)
-        if os.path.exists(f"{self.mux}/staged"):
-            self.fcntl.flock(self.gate, self.fcntl.LOCK_UN)
-            return False
-        return True
-
-    def staged(self) -> None:
-        self._touch("staged")
-        self.fcntl.flock(self.gate, self.fcntl.LOCK_UN)
-
-    def last(self) -> bool:
-        try:
-            self.fcntl.flock(self.lock, self.fcntl.LOCK_EX | self.fcntl.LOCK_NB)
-            return True
-        except OSError:
-            return False
-
-    def collected(self) -> None:
-        self._touch("collected")
-
-    def end(self) -> None:
-        os.close(self.lock)
-        os.close(self.gate)
-
-    def _touch(self, name: str) -> None:
-        os.close(os.open(f"{self.mux}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-
-    def _unlink(self, name: str) -> None:
-        try:
-            os.unlink(f"{self.mux}/{name}")
-        except OSError:
-            pass
-
-
-def environment() -> list[bytes]:
-    """Return the job's environment for the guest, without what only makes sense on the host."""
-    return [
-        name + b"=" + value
-        for name, value in os.environb.items()
-        if name not in _denied() and not name.startswith(_denied_prefixes())
-    ]
-
-
-def _denied() -> tuple[bytes, ...]:
-    return tuple(name.encode() for name in DENIED)
-
-
-def _denied_prefixes() -> tuple[bytes, ...]:
-    return tuple(name.encode() for name in DENIED_PREFIXES)
-
-
-def _spooled() -> tuple[bytes, ...]:
-    return tuple(name.encode() for name in _SPOOLED)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-def _from_stdin(words: list[bytes]) -> tuple[list[bytes], tuple[int, bytes, bytes] | None]:
-    """Torque feeds one line with the script's path and arguments; others feed the script itself."""
-    if words or not os.environ.get("PBS_JOBID"):
-        return [b"/bin/sh", *(words or [b"-s"])], None
-    text = b""
-    while len(text) < 32 << 20:
-        part = os.read(0, 65536)
-        if not part:
-            break
-        text += part
-    import shlex
-
-    line = text.rstrip(b"\n")
-    named = shlex.split(os.fsdecode(line)) if b"\n" not in line else []
-    if named and os.path.isfile(named[0]):
-        with open(named[0], "rb") as file:
-            script = file.read(32 << 20)
-        return [os.fsencode(word) for word in named], (0, os.fsencode(named[0]), script)
-    return [b"script"], (0, b"script", text)
-
-
-def _shebang(path: bytes) -> list[bytes]:
-    """Return [base name of the interpreter, its one argument if any] of a script; [] for anything else."""
-    try:
-        with open(path, "rb") as file:
-            line = file.readline(4096)
-    except OSError:
-        return []
-    if not line.startswith(b"#!"):
-        return []
-    first, _, rest = line[2:].strip().partition(b" ")
-    return [os.path.basename(first), *([rest.strip()] if rest.strip() else [])]
-
-
-def _below(path: bytes, folder: bytes) -> bytes:
-    """Return path relative to folder, b"" where it is not below it."""
-    real, base = os.path.realpath(path), os.path.realpath(folder)
-    return real[len(base) + 1 :] if real.startswith(base.rstrip(b"/") + b"/") else b""
 
 
 def _watch(pid: int, start: str) -> int:

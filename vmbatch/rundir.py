@@ -83,15 +83,23 @@ def give_logs(journal: Journal, person: Person) -> None:
         _give(place, person)
 
 
-def hand_over(config: Config, guest: Guest, running: Identity | None) -> None:
+def hand_over(config: Config, guest: Guest, running: Identity | None, phases: dict[str, float]) -> None:
     """Tell the job's shell that its guest is ready, and all that it needs."""
     facts: dict[str, object] = {
         "job": guest.job_id,
+        "key": guest.key,
+        "n": guest.n,
         "user": guest.person.name,
         "uid": guest.person.uid,
         "image": guest.image,
         "asked_by": guest.asked_by,
         "name": guest.name,
+        "hypervisor": guest.hypervisor,
+        "cpus": guest.cpus,
+        "memory_mib": guest.memory_mib,
+        "address": guest.nic.ssh_host,
+        "log": guest.console.parent,
+        "phases": json.dumps(phases),
         "workdir": guest.workdir,
         "home": guest.person.home,
         "console": guest.console,
@@ -180,6 +188,9 @@ def refuse(config: Config, journal: Journal, job: Job, error: VMBatchError) -> N
     facts: dict[str, object] = {
         "kind": kind,
         "job": job.id,
+        "key": journal.key,
+        "n": journal.n,
+        "log": journal.directory,
         "user": job.user,
         "uid": job.uid,
         "asked_by": job.asked_by,

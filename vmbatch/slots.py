@@ -73,9 +73,7 @@ def _taken(folder: Path) -> dict[int, int]:
 
 def _fits(config: Config, taken: dict[int, int], size: Size) -> bool:
     limit = config.limits.max_guest_memory_mib
-    return len(taken) < config.limits.max_guests and (
-        not limit or sum(taken.values()) + size.host_memory_mib <= limit
-    )
+    return len(taken) < config.limits.max_guests and (not limit or sum(taken.values()) + size.host_memory_mib <= limit)
 
 
 def _full(config: Config, taken: dict[int, int], size: Size) -> str:

@@ -78,13 +78,13 @@ def _filter(thing: Thing, tools: Tools) -> None:
 
 def _domain(thing: Thing, tools: Tools) -> None:
     """Kill QEMU itself first: libvirt's destroy waits long for one that hangs, and libvirt may hang itself."""
-    gone = all([kill(who) for who in qemu(str(thing.data["uuid"]))])
+    killed = [kill(who) for who in qemu(str(thing.data["uuid"]))]
     try:
         tools.hypervisor.destroy(thing.name)
     except LibvirtError:
         raise
     except SiteError:
-        if not gone or qemu(str(thing.data["uuid"])):
+        if not all(killed) or qemu(str(thing.data["uuid"])):
             raise
 
 

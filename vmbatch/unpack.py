@@ -61,7 +61,7 @@ class _Unpacker:
             fileobj=stream, mode="r|", encoding="utf-8", errors="surrogateescape", ignore_zeros=False
         ) as archive:
             for member in archive:
-                archive.members = []  # tarfile would keep every header of a long stream in memory
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header of a long stream in memory
                 self.files_left -= 1
                 if self.files_left < 0:
                     raise _Full("there are more files than the site collects")

@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import os
-import sys
 from pathlib import Path
 
 from vmbatch import installation
@@ -142,5 +141,3 @@ def _uninstall(place: installation.Layout) -> int:
             folder.rmdir()
     print(f"kept: {place.config_file}, and everything below the state folder; now run: scontrol reconfigure")
     return 0
-
-

@@ -6,9 +6,9 @@ import signal
 import sys
 from pathlib import Path
 
-from vmbatch import events, lifecycle, rundir
+from vmbatch import events, lifecycle
 from vmbatch.config import load
-from vmbatch.errors import GuestError, SiteError, UserError
+from vmbatch.errors import GuestError
 from vmbatch.request import FIELDS
 from vmbatch.schedulers import local
 
@@ -86,5 +86,3 @@ def _show(step: str, seconds: float | None) -> None:
     text = f"vmbatch: {step}" + (f" {seconds:.1f} s" if seconds is not None else " ...") if step else ""
     sys.stderr.write(f"\r\x1b[K{text}")
     sys.stderr.flush()
-
-

@@ -51,8 +51,8 @@ def _file_system(tree: Path, raw: Path, size_mib: int) -> None:
     with raw.open("xb") as file:
         file.truncate(size_mib << 20)
     run(["sfdisk", "-q", raw], stdin=f"{_GAP_MIB * 2048},,83,*\n".encode(), timeout_s=60)
-    as_root = [] if os.geteuid() == 0 else ["unshare", "-r"]
-    mke2fs = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", LABEL, "-d", tree]
+    as_root: list[str] = [] if os.geteuid() == 0 else ["unshare", "-r"]
+    mke2fs: list[str | Path] = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", LABEL, "-d", tree]
     options = ["-E", f"offset={_GAP_MIB << 20},root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1", "-m", "0"]
     run([*as_root, *mke2fs, *options, raw, f"{(size_mib - _GAP_MIB) * 1024}k"], timeout_s=600)
 

@@ -26,9 +26,7 @@ ENTRY = {
 _MASKED = ("e2scrub_reap.service", "apt-daily.timer", "apt-daily-upgrade.timer")
 
 
-def build(
-    work: Path, target: Path, extra: Sequence[str], flavour: str, say: Callable[[str], None]
-) -> dict[str, Path]:
+def build(work: Path, target: Path, extra: Sequence[str], flavour: str, say: Callable[[str], None]) -> dict[str, Path]:
     """Make the image `target` in the folder `work`; takes a minute or two. Returns nothing more that belongs to it."""
     bootdisk.check_tools()
     packages.need(("mmdebstrap", "mmdebstrap"))

@@ -13,9 +13,7 @@ _EMPTY = ("-o", "Dir::State::status=/dev/null", "-o", "APT::Install-Recommends=f
 def need(*programs: tuple[str, str]) -> None:
     """Raise SiteError naming the packages of missing programs; each is (program, Debian package)."""
     places = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-    missing = [
-        package for program, package in programs if not any(os.access(f"{p}/{program}", os.X_OK) for p in places)
-    ]
+    missing = [package for program, package in programs if not any(os.access(f"{p}/{program}", os.X_OK) for p in places)]
     if missing:
         raise SiteError("image building needs more programs", "apt-get install " + " ".join(sorted(set(missing))))
 

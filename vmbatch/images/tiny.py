@@ -34,9 +34,7 @@ _STAGES = {
 _JUNK = ("usr/share", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/x86_64-linux-gnu/perl-base", "var/lib", "var/cache")
 
 
-def build(
-    work: Path, target: Path, extra: Sequence[str], flavour: str, say: Callable[[str], None]
-) -> dict[str, Path]:
+def build(work: Path, target: Path, extra: Sequence[str], flavour: str, say: Callable[[str], None]) -> dict[str, Path]:
     """Make the image `target` in the folder `work`. Returns what else belongs to it: kernel and initrd by name."""
     bootdisk.check_tools()
     packages.need(("cpio", "cpio"), ("depmod", "kmod"))
@@ -68,8 +66,10 @@ def _fill(tree: Path) -> None:
     for folder in (tree / "usr/bin", tree / "usr/sbin"):
         folder.mkdir(parents=True, exist_ok=True)
     for applet in run([tree / "usr/bin/busybox", "--list"], timeout_s=30).text.split():
-        if not any((tree / f"usr/{place}/{applet}").is_symlink() or (tree / f"usr/{place}/{applet}").exists()
-                   for place in ("bin", "sbin")):
+        if not any(
+            (tree / f"usr/{place}/{applet}").is_symlink() or (tree / f"usr/{place}/{applet}").exists()
+            for place in ("bin", "sbin")
+        ):
             (tree / "usr/bin" / applet).symlink_to("/bin/busybox")
     for name, link in (("usr/sbin/init", "/bin/busybox"), ("var/run", "/run"), ("var/tmp", "/tmp")):
         if (tree / name).is_dir() and not (tree / name).is_symlink():
@@ -122,7 +122,5 @@ def _initrd(tree: Path, initramfs: Path, target: Path) -> None:
     shutil.copyfile(HERE / "tiny" / "initramfs", initramfs / "init")
     (initramfs / "init").chmod(0o755)
     names = "\n".join(str(path.relative_to(initramfs)) for path in sorted(initramfs.rglob("*")))
-    archive = run(
-        ["cpio", "-o", "-H", "newc", "--quiet", "-R", "0:0"], stdin=names.encode(), cwd=initramfs, timeout_s=60
-    )
+    archive = run(["cpio", "-o", "-H", "newc", "--quiet", "-R", "0:0"], stdin=names.encode(), cwd=initramfs, timeout_s=60)
     target.write_bytes(gzip.compress(archive.stdout, mtime=0))
