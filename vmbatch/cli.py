@@ -8,7 +8,20 @@ from pathlib import Path
 from vmbatch import __version__
 from vmbatch.errors import GuestError, SiteError, UserError, VMBatchError
 
-COMMANDS = ("run", "install", "reap")
+COMMANDS = (
+    "run",
+    "check",
+    "status",
+    "shell",
+    "logs",
+    "console",
+    "image",
+    "doctor",
+    "reap",
+    "config",
+    "install",
+    "completion",
+)
 
 
 def parser(names: tuple[str, ...] = COMMANDS) -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmbatch import manual
 from vmbatch.config import Config
 from vmbatch.errors import SiteError
 
@@ -74,6 +75,10 @@ def files(place: Layout, before: dict[str, str]) -> dict[Path, tuple[str, int]]:
     for name in ("prolog", "epilog", "task_prolog"):
         text = _fill(source("hooks/slurm", name).read_text(), place)
         result[place.libexec / "slurm" / name] = (_call_before(text, name, before.get(name, "")), 0o755)
+    for page, text in manual.pages().items():
+        result[place.prefix / "share/man" / f"man{page[-1]}" / page] = (text, 0o644)
+    completion = place.prefix / "share/bash-completion/completions/vmbatch"
+    result[completion] = (manual.bash_completion(), 0o644)
     lua = _fill(source("hooks/slurm", "job_submit.lua").read_text(), place)
     result[place.libexec / "slurm" / "job_submit.lua"] = (lua, 0o644)
     return result

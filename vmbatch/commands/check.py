@@ -1,0 +1,115 @@
+"""vmbatch check: what a request would lead to, without a guest, a node or libvirt. For users on a login node."""
+
+import argparse
+import os
+from pathlib import Path
+
+from vmbatch import accelerator, catalogue, domain, node, plan, request, templates
+from vmbatch.config import Config, load
+from vmbatch.errors import SiteError, UserError
+from vmbatch.model import Allocation, Guest, Image, Job, Node, Request, Slot
+from vmbatch.quantities import memory_mib, mib_text
+
+NAME = "check"
+HELP = "show what a VM request would lead to, and every reason why it would be refused"
+EXAMPLES = """\
+vmbatch check tiny
+vmbatch check debian12:memory=2G --grant-memory 4G --grant-cpus 2
+vmbatch check tiny --xml"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("request", metavar="REQUEST", help="as after --vm=: IMAGE[:KEY=VALUE]...")
+    parser.add_argument(
+        "--grant-memory", metavar="SIZE", help="memory that the scheduler would grant (default: the image's)"
+    )
+    parser.add_argument("--grant-cpus", type=int, metavar="N", help="processors that the scheduler would grant")
+    parser.add_argument("--xml", action="store_true", help="print the libvirt domain instead of a summary")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Returns 0 where the request would be taken, 1 where it would be refused."""
+    config = load(options.config)
+    reasons: list[str] = []
+    guest, xml = None, ""
+    try:
+        wish = request.parse(options.request)
+        image = catalogue.find(config, wish.image)
+        guest, xml = _plan(config, options, wish, image, reasons)
+    except UserError as error:
+        reasons.append(str(error))
+    for reason in reasons:
+        print(f"refused: {reason}")
+    if guest and options.xml and not reasons:
+        print(xml, end="")
+    elif guest and not reasons:
+        _summary(guest)
+    return 1 if reasons else 0
+
+
+def _plan(
+    config: Config, options: argparse.Namespace, wish: Request, image: Image, reasons: list[str]
+) -> tuple[Guest | None, str]:
+    """Plan as a start would; collect every reason against it instead of ending at the first."""
+    offer = _offer(config, options)
+    template = None
+    for check in (
+        lambda: plan.choose_template(image, wish),
+        lambda: catalogue.permit(image, offer.person),
+        lambda: plan.size(config, image, wish, offer),
+    ):
+        try:
+            check()
+        except UserError as error:
+            reasons.append(str(error))
+    if reasons:
+        return None, ""
+    template = templates.read(config, plan.choose_template(image, wish))
+    job = Job("local", "check", offer.name, "0", offer.person.name, offer.person.uid, offer.person.gid, Path.cwd(), None)
+    size = plan.size(config, image, wish, offer)
+    slot = Slot(0, config.network.port_base)
+    guest = plan.plan(config, image, template, job, wish, offer, size, slot, 1, Path("/nowhere"))
+    xml = domain.build(template, guest)
+    if domain.SCHEMA.exists():
+        domain.validate(xml)
+    return guest, xml
+
+
+def _offer(config: Config, options: argparse.Namespace) -> Node:
+    memory = None
+    if options.grant_memory:
+        try:
+            memory = memory_mib(options.grant_memory)
+        except ValueError as error:
+            raise UserError(f"--grant-memory {options.grant_memory}: {error}") from None
+    verdict = accelerator.known(config) or accelerator.Verdict("kvm", "not looked at here; nodes find out by themselves")
+    if verdict.hypervisor == "qemu" and not config.accelerator.allow_tcg:
+        raise SiteError(f"this node cannot run guests on KVM: {verdict.reason}", "set [accelerator] allow_tcg = true")
+    name = os.uname().nodename.partition(".")[0]
+    return Node(
+        name=name,
+        boot_id=accelerator.boot_id(),
+        person=node.person(os.geteuid()),
+        allocation=Allocation(options.grant_cpus, memory),
+        hypervisor=verdict.hypervisor,
+        accelerator=verdict.reason,
+    )
+
+
+def _summary(guest: Guest) -> None:
+    inputs = "the working directory" if guest.inputs is None else ", ".join(guest.inputs) or "nothing"
+    lines = (
+        ("image", guest.image),
+        ("template", guest.template),
+        ("context", guest.context),
+        ("runs on", f"{guest.hypervisor} ({guest.accelerator})"),
+        ("memory", mib_text(guest.memory_mib)),
+        ("cpus", str(guest.cpus)),
+        ("network", f"{guest.nic.network}, {guest.nic.address or 'dhcp'}"),
+        ("user", f"{guest.person.name} ({guest.person.uid})"),
+        ("directory", str(guest.workdir)),
+        ("brought in", inputs),
+        ("request", guest.request),
+    )
+    for word, value in lines:
+        print(f"{word:11} {value}")
