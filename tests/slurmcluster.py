@@ -41,12 +41,13 @@ PartitionName=p Nodes=ALL Default=YES MaxTime=INFINITE OverTimeLimit=0 State=UP
 class Cluster:
     """slurmctld and slurmd as children of ours, in the foreground."""
 
-    def __init__(self, folder: Path, daemons: Daemons, extra: str = "", port: int = 16817) -> None:
+    def __init__(self, folder: Path, daemons: Daemons, extra: str = "") -> None:
         self.folder, self.daemons = folder, daemons
         self.conf = folder / "slurm.conf"
         for name in ("state", "spool.n1", "spool.n2"):
             (folder / name).mkdir(parents=True)
         host = os.uname().nodename.partition(".")[0]
+        port = 10000 + os.getpid() % 20000 // 4 * 4  # two clusters on one machine keep apart
         cpus = max(1, (os.cpu_count() or 1) // 2)
         self.conf.write_text(
             CONF.format(host=host, dir=folder, cpus=cpus, extra=extra, port=port, port1=port + 1, port2=port + 2)

@@ -68,7 +68,7 @@ class Accelerator:
 @dataclass(frozen=True, slots=True)
 class Network:
     default: str = key("nat", "network of a guest: nat, or user (slirp, for use without root)")
-    name: str = key("vmbatch", "libvirt network that vmbatch makes for nat")
+    name: str = key("vmbatch", "libvirt network that vmbatch makes for nat; also the name of its nftables tables")
     bridge: str = key("vmbatch0", "bridge of that network")
     subnet: str = key("10.213.0.0/22", "IPv4 subnet of that network; slot i has the address i + 16")
     addressing: str = key("static", "how a guest on nat gets its address: static (written in its context) or dhcp")

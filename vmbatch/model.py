@@ -26,6 +26,16 @@ def short_hash(text: str, length: int) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:length]
 
 
+def tap_prefix(network: str) -> str:
+    """How the interfaces of all guests on one network begin: packet filters of two sites on a host keep apart by it."""
+    return "v" + short_hash(network, 4)
+
+
+def tap_name(network: str, guest: str) -> str:
+    """Name a guest's interface on the host: 15 characters, the kernel's limit."""
+    return tap_prefix(network) + short_hash(guest, 10)
+
+
 def make_key(scheduler: str, cluster: str, node: str, job_id: str) -> str:
     """Name a job on a node: `slurm-prod-n-12-4711`. Only the node's part may hold `-`, so no two jobs share a key.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from vmbatch import catalogue
 from vmbatch.config import Config
 from vmbatch.errors import SiteError, UserError, nearest
-from vmbatch.model import SCHEMA, Disk, Guest, Image, Job, Nic, Node, Request, Size, Slot, safe, short_hash
+from vmbatch.model import SCHEMA, Disk, Guest, Image, Job, Nic, Node, Request, Size, Slot, safe, tap_name
 from vmbatch.quantities import mib_text
 from vmbatch.request import canonical
 from vmbatch.templates import Template
@@ -180,7 +180,7 @@ def _cdrom(template: Template) -> str:
 def _nic(config: Config, image: Image, name: str, slot: Slot) -> Nic:
     network = config.network
     mac = f"52:54:00:76:{slot.index >> 8:02x}:{slot.index & 255:02x}"
-    device = "vmb" + short_hash(name, 12)
+    device = tap_name(network.name, name)
     if network.default == "user":
         # Fixed by QEMU's user networking (slirp): the guest is always 10.0.2.15, and its own world
         return Nic(

@@ -73,7 +73,7 @@ def _slot(thing: Thing, tools: Tools) -> None:
 
 
 def _filter(thing: Thing, tools: Tools) -> None:
-    nat.remove(str(thing.data["card"]), str(thing.data["address"]))
+    nat.remove(str(thing.data["table"]), str(thing.data["card"]), str(thing.data["address"]))
 
 
 def _domain(thing: Thing, tools: Tools) -> None:

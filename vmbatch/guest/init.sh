@@ -68,8 +68,13 @@ static_network() {
 		ifconfig "$1" "${VMBATCH_ADDRESS%/*}" netmask "$(netmask "${VMBATCH_ADDRESS#*/}")" up || return 1
 		[ -z "$VMBATCH_GATEWAY" ] || route add default gw "$VMBATCH_GATEWAY"
 	fi
-	[ -z "$VMBATCH_DNS" ] || for server in $VMBATCH_DNS; do echo "nameserver $server"; done > /etc/resolv.conf
 }
+
+name_servers() { # where nothing else looks after them
+	[ -n "$VMBATCH_DNS" ] || return 0
+	while read -r word _; do [ "$word" != nameserver ] || return 0; done < /etc/resolv.conf
+	for server in $VMBATCH_DNS; do echo "nameserver $server"; done >> /etc/resolv.conf
+} 2> /dev/null
 
 dhcp_network() {
 	if command -v ip > /dev/null; then ip link set lo up; ip link set "$1" up
@@ -154,6 +159,7 @@ start() {
 	[ -z "$VMBATCH_HOSTNAME" ] || hostname "$VMBATCH_HOSTNAME" 2>/dev/null ||
 		echo "$VMBATCH_HOSTNAME" > /proc/sys/kernel/hostname
 	[ "$what" = start-cloud ] || network
+	name_servers
 	report "stage network"
 	user
 	keys || give_up "cannot write the ssh keys"

@@ -72,6 +72,7 @@ def _settle(tree: Path) -> None:
     (tree / "etc/fstab").write_text(f"LABEL={bootdisk.LABEL} / ext4 defaults,noatime 0 1\n")
     (tree / "etc/machine-id").write_text("")
     (tree / "etc/hostname").write_text("debian12\n")
+    (tree / "etc/resolv.conf").write_text("")
     (tree / "etc/cloud/cloud.cfg.d/90_vmbatch.cfg").write_text("datasource_list: [NoCloud, None]\n")
     for key in (tree / "etc/ssh").glob("ssh_host_*"):
         key.unlink()

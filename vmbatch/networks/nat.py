@@ -13,10 +13,8 @@ from lxml import etree
 from vmbatch.config import Config
 from vmbatch.hypervisor import Hypervisor
 from vmbatch.journal import Journal
-from vmbatch.model import Guest, Nic
+from vmbatch.model import Guest, Nic, tap_prefix
 from vmbatch.process import run
-
-_TABLE = "vmbatch"
 
 
 def network_xml(config: Config) -> str:
@@ -37,31 +35,31 @@ def network_xml(config: Config) -> str:
 
 def rules(config: Config) -> str:
     """Return the nftables rules that all guests share. May be loaded again at any time. Pure."""
-    bridge = json.dumps(config.network.bridge)
-    deny = "".join(f"add rule inet {_TABLE} onward iifname {bridge} ip daddr {net} drop\n" for net in config.network.deny)
+    bridge, table = json.dumps(config.network.bridge), config.network.name
+    deny = "".join(f"add rule inet {table} onward iifname {bridge} ip daddr {net} drop\n" for net in config.network.deny)
     return f"""
-add table bridge {_TABLE}
-add set bridge {_TABLE} cards {{ type ifname . ether_addr; }}
-add set bridge {_TABLE} addresses {{ type ifname . ipv4_addr; }}
-add chain bridge {_TABLE} from_guests {{ type filter hook prerouting priority -300; }}
-flush chain bridge {_TABLE} from_guests
-add rule bridge {_TABLE} from_guests iifname != "vmb*" accept
-add rule bridge {_TABLE} from_guests iifname . ether saddr != @cards drop
-add rule bridge {_TABLE} from_guests ether type arp iifname . arp saddr ip != @addresses drop
-add rule bridge {_TABLE} from_guests ether type arp accept
-add rule bridge {_TABLE} from_guests ip saddr 0.0.0.0 udp dport 67 accept
-add rule bridge {_TABLE} from_guests ether type ip iifname . ip saddr @addresses accept
-add rule bridge {_TABLE} from_guests drop
-add table inet {_TABLE}
-add chain inet {_TABLE} to_node {{ type filter hook input priority -10; }}
-add chain inet {_TABLE} onward {{ type filter hook forward priority -10; }}
-flush chain inet {_TABLE} to_node
-flush chain inet {_TABLE} onward
-add rule inet {_TABLE} to_node iifname {bridge} ct state established,related accept
-add rule inet {_TABLE} to_node iifname {bridge} udp dport {{ 53, 67 }} accept
-add rule inet {_TABLE} to_node iifname {bridge} tcp dport 53 accept
-add rule inet {_TABLE} to_node iifname {bridge} icmp type echo-request accept
-add rule inet {_TABLE} to_node iifname {bridge} drop
+add table bridge {table}
+add set bridge {table} cards {{ type ifname . ether_addr; }}
+add set bridge {table} addresses {{ type ifname . ipv4_addr; }}
+add chain bridge {table} from_guests {{ type filter hook prerouting priority -300; }}
+flush chain bridge {table} from_guests
+add rule bridge {table} from_guests iifname != "{tap_prefix(table)}*" accept
+add rule bridge {table} from_guests iifname . ether saddr != @cards drop
+add rule bridge {table} from_guests ether type arp iifname . arp saddr ip != @addresses drop
+add rule bridge {table} from_guests ether type arp accept
+add rule bridge {table} from_guests ip saddr 0.0.0.0 udp dport 67 accept
+add rule bridge {table} from_guests ether type ip iifname . ip saddr @addresses accept
+add rule bridge {table} from_guests drop
+add table inet {table}
+add chain inet {table} to_node {{ type filter hook input priority -10; }}
+add chain inet {table} onward {{ type filter hook forward priority -10; }}
+flush chain inet {table} to_node
+flush chain inet {table} onward
+add rule inet {table} to_node iifname {bridge} ct state established,related accept
+add rule inet {table} to_node iifname {bridge} udp dport {{ 53, 67 }} accept
+add rule inet {table} to_node iifname {bridge} tcp dport 53 accept
+add rule inet {table} to_node iifname {bridge} icmp type echo-request accept
+add rule inet {table} to_node iifname {bridge} drop
 {deny}"""
 
 
@@ -73,8 +71,9 @@ def prepare(nic: Nic, journal: Journal, config: Config, hypervisor: Hypervisor) 
     """Make sure that the network is up, and let this guest's card and address through."""
     hypervisor.ensure_network(config.network.name, network_xml(config))
     card, address = _elements(nic)
-    journal.will("filter", nic.host_device, card=card, address=address)
-    allow = f"add element bridge {_TABLE} cards {{ {card} }}\nadd element bridge {_TABLE} addresses {{ {address} }}\n"
+    table = nic.source
+    journal.will("filter", nic.host_device, table=table, card=card, address=address)
+    allow = f"add element bridge {table} cards {{ {card} }}\nadd element bridge {table} addresses {{ {address} }}\n"
     run(["nft", "-f", "-"], stdin=(rules(config) + allow).encode(), timeout_s=20)
 
 
@@ -93,8 +92,8 @@ def started(nic: Nic, guest: Guest, hypervisor: Hypervisor) -> None:
     """Nothing: the bridge carries the guest as soon as it runs."""
 
 
-def remove(card: str, address: str) -> None:
-    """Take a guest's card and address out of the filter; absent is fine."""
-    for name, member in (("cards", card), ("addresses", address)):
-        run(["nft", "add element", "bridge", _TABLE, name, f"{{ {member} }}"], timeout_s=20, check=False)
-        run(["nft", "delete element", "bridge", _TABLE, name, f"{{ {member} }}"], timeout_s=20, check=False)
+def remove(table: str, card: str, address: str) -> None:
+    """Take a guest's card and address out of the filter; absent is fine (added first, so that deleting never fails)."""
+    pairs = (("cards", card), ("addresses", address))
+    lines = [f"{verb} element bridge {table} {name} {{ {member} }}\n" for name, member in pairs for verb in ("add", "delete")]
+    run(["nft", "-f", "-"], stdin="".join(lines).encode(), timeout_s=20, check=False)

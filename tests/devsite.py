@@ -1,0 +1,117 @@
+"""A site of vmbatch for tests, demo and benchmarks: its own folders, network and configuration; images are built once."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+DEV = Path(f"/var/tmp/vmbatch-dev-{os.geteuid()}")
+VMBATCH = Path(sys.executable).parent / "vmbatch"
+IMAGES: dict[str, tuple[str, ...]] = {
+    "tiny": ("tiny",),
+    "tiny-python": ("tiny", "--package", "python3-minimal"),
+    "tiny-generic": ("tiny", "--kernel", "generic"),
+    "debian12": ("debian12",),
+}
+
+
+def config_text(folder: Path, run: Path, **sections: dict[str, Any]) -> str:
+    """Return a vmbatch.toml for a site below `folder`; sections override or add keys."""
+    values: dict[str, dict[str, Any]] = {
+        "paths": {
+            "images": DEV / "images",
+            "catalogue": DEV / "images.d",
+            "templates": folder / "templates",
+            "state": folder / "state",
+            "run": run,
+            "scratch": folder / "scratch",
+        },
+        "accelerator": {"allow_tcg": True, "kernel": DEV / "images" / "tiny.vmlinuz"},
+    }
+    if os.geteuid() == 0:
+        values["network"] = {"name": "vmbtest", "bridge": "vmbtest0", "subnet": "10.214.0.0/22"}
+    for name, keys in sections.items():
+        values.setdefault(name, {}).update(keys)
+    lines = []
+    for name, keys in values.items():
+        lines.append(f"[{name}]")
+        for word, value in keys.items():
+            text = str(value).lower() if isinstance(value, bool) else value if isinstance(value, int) else f'"{value}"'
+            lines.append(f"{word} = {text}")
+    return "\n".join(lines) + "\n"
+
+
+def image(name: str) -> None:
+    """Have an image in DEV; built again only when what makes it has changed."""
+    DEV.mkdir(mode=0o755, exist_ok=True)
+    stamp = DEV / f"{name}.stamp"
+    digest = hashlib.sha256(repr(IMAGES[name]).encode())
+    for folder in ("images", "guest/tiny"):
+        for file in sorted((ROOT / "vmbatch" / folder).iterdir()):
+            if file.is_file():
+                digest.update(file.read_bytes())
+    if stamp.exists() and stamp.read_text() == digest.hexdigest():
+        return
+    config = DEV / "build.toml"
+    config.write_text(config_text(DEV, DEV / "run"))
+    recipe, *options = IMAGES[name]
+    argv = [VMBATCH, "--config", config, "image", "build", recipe, "--name", name, *options]
+    print(f"building image {name} ...", file=sys.stderr, flush=True)
+    subprocess.run([str(word) for word in argv], check=True)
+    stamp.write_text(digest.hexdigest())
+
+
+class Site:
+    """A site below a folder of its own. As a context manager it takes itself away."""
+
+    def __init__(self, **sections: dict[str, Any]) -> None:
+        DEV.mkdir(mode=0o755, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="site-", dir=DEV))
+        self.folder.chmod(0o755)
+        base = Path("/run") if os.geteuid() == 0 else self.folder
+        self.run_dir = base / f"vmb{self.folder.name[-8:]}"
+        self.config = self.folder / "vmbatch.toml"
+        self.sections = sections
+        self.configure()
+
+    def configure(self, **sections: dict[str, Any]) -> None:
+        """Write the configuration anew, with these sections on top of the site's own."""
+        merged = {name: dict(keys) for name, keys in self.sections.items()}
+        for name, keys in sections.items():
+            merged.setdefault(name, {}).update(keys)
+        self.config.write_text(config_text(self.folder, self.run_dir, **merged))
+        self.config.chmod(0o644)
+
+    def call(self, *words: Any, user: int | None = None, timeout: float = 300, **options: Any) -> Any:
+        """Run vmbatch with this site's configuration; returns a CompletedProcess with text."""
+        ids = {} if user is None else {"user": user, "group": user, "extra_groups": []}
+        argv = [str(word) for word in (VMBATCH, "--config", self.config, *words)]
+        options.setdefault("stdin", subprocess.DEVNULL) if "input" not in options else None
+        return subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=timeout, check=False, **ids, **options
+        )
+
+    def log(self) -> str:
+        """Return the newest job's log."""
+        logs = sorted(self.folder.glob("state/archive/*/*/vmbatch.log"), key=lambda file: file.stat().st_mtime)
+        return logs[-1].read_text() if logs else ""
+
+    def close(self) -> None:
+        if os.geteuid() == 0:
+            for words in (("net-destroy", "vmbtest"), ("net-undefine", "vmbtest")):
+                subprocess.run(["virsh", "-q", "-c", "qemu:///system", *words], capture_output=True, check=False)
+            for family in ("bridge", "inet"):
+                subprocess.run(["nft", "delete", "table", family, "vmbtest"], capture_output=True, check=False)
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> "Site":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
