@@ -69,3 +69,7 @@ def alice() -> Iterator[pwd.struct_passwd]:
 def bob() -> Iterator[pwd.struct_passwd]:
     """Another ordinary user."""
     yield from _user("vmbbob")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite-golden", action="store_true", help="write the golden files anew")

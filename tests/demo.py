@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import daemons  # noqa: E402
-import devsite  # noqa: E402
+import daemons
+import devsite
 
 SCRIPT = """\
 #!/bin/bash

@@ -17,6 +17,7 @@ DENIED = (
 DENIED_PREFIXES = (b"BASH_FUNC_", b"GCONV_", b"LD_", b"PERL5", b"PYTHONHOME", b"PYTHONPATH", b"SSH_")
 LARGEST_SCRIPT = 32 << 20
 _SPOOLED = (b"/slurm_script", b".SC")  # where schedulers keep their copies of scripts
+_SYSTEM = (b"/bin/", b"/lib", b"/opt/", b"/sbin/", b"/usr/")  # the guest has its own
 _OURS = b"vmbatch-remoteshell"
 
 Script = tuple[int, bytes, bytes]  # index of the argument that becomes its path in the guest, name, text
@@ -66,7 +67,7 @@ def _file(words: list[bytes], workdir: bytes) -> tuple[list[bytes], Script | Non
     if shebang(absolute) == [_OURS]:
         interpreter = [b"/bin/sh"]
     below = _below(absolute, workdir)
-    own = os.stat(absolute).st_uid == os.getuid()
+    own = os.stat(absolute).st_uid == os.getuid() and not absolute.startswith(_SYSTEM)
     if not interpreter and (below or not (own or absolute.endswith(_SPOOLED))):
         return words, None, below
     with open(absolute, "rb") as file:

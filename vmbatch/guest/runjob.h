@@ -5,7 +5,9 @@
 #include <stdint.h>
 
 /* A folder of the job's user in the guest; guest/init.sh makes it. */
+#ifndef HOME_OF_HELPER
 #define HOME_OF_HELPER "/var/lib/vmbatch/job"
+#endif
 
 void send_frame(char type, const void *data, uint32_t size); /* blocking; used where nothing else can happen */
 void say(const char *format, ...);                           /* a sentence for the job's owner, frame '!' */

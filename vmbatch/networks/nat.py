@@ -95,5 +95,7 @@ def started(nic: Nic, guest: Guest, hypervisor: Hypervisor) -> None:
 def remove(table: str, card: str, address: str) -> None:
     """Take a guest's card and address out of the filter; absent is fine (added first, so that deleting never fails)."""
     pairs = (("cards", card), ("addresses", address))
-    lines = [f"{verb} element bridge {table} {name} {{ {member} }}\n" for name, member in pairs for verb in ("add", "delete")]
+    lines = [
+        f"{verb} element bridge {table} {name} {{ {member} }}\n" for name, member in pairs for verb in ("add", "delete")
+    ]
     run(["nft", "-f", "-"], stdin="".join(lines).encode(), timeout_s=20, check=False)

@@ -1,0 +1,109 @@
+"""The Slurm back end, held against recorded calls of a real Slurm."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import things
+
+from vmbatch import joblink
+from vmbatch.errors import SiteError
+from vmbatch.schedulers import slurm
+
+DATA = Path(__file__).parent.parent / "data" / "schedulers" / "slurm-22.05"
+
+
+def recorded(kind: str) -> list[dict[str, str]]:
+    return [json.loads(file.read_text())["env"] for file in sorted(DATA.glob(f"{kind}-*.json"))]
+
+
+@pytest.mark.parametrize("env", recorded("prolog") + recorded("epilog"), ids=lambda env: env["SLURM_JOB_ID"])
+def test_a_recorded_call_becomes_a_job(env: dict[str, str], tmp_path: Path) -> None:
+    job = slurm.read(things.config(tmp_path), env)
+    assert (job.id, job.node, job.user) == (env["SLURM_JOB_ID"], env["SLURMD_NODENAME"], env["SLURM_JOB_USER"])
+    assert job.key == f"slurm-t-{env['SLURMD_NODENAME']}-{env['SLURM_JOB_ID']}"
+    assert job.request is None
+
+
+def test_prolog_epilog_and_the_job_itself_agree_on_the_guest(tmp_path: Path) -> None:
+    conf = things.config(tmp_path)
+    keys = {kind: slurm.read(conf, recorded(kind)[0]).key for kind in ("prolog", "epilog")}
+    assert keys["prolog"] == keys["epilog"]
+    job = slurm.read(conf, recorded("prolog")[0])
+    task = next(env for env in recorded("tprolog") if env["SLURM_JOB_ID"] == job.id)
+    assert joblink.of_environment(task) == joblink.name("slurm", job.cluster, job.node, job.id)
+
+
+def test_the_restart_count_is_no_part_of_the_key(tmp_path: Path) -> None:
+    env = recorded("prolog")[0]
+    keys = {slurm.read(things.config(tmp_path), {**env, "SLURM_JOB_RESTART_COUNT": str(n)}).key for n in range(3)}
+    assert len(keys) == 1
+
+
+def test_the_plugins_request_comes_before_a_comment(tmp_path: Path) -> None:
+    env = {**recorded("prolog")[0], "SLURM_JOB_COMMENT": "x vm=a:memory=1G y"}
+    conf = things.config(tmp_path)
+    assert slurm.read(conf, env).request is None
+    conf = replace(conf, slurm=replace(conf.slurm, comment=True))
+    assert (slurm.read(conf, env).request, slurm.read(conf, env).asked_by) == ("a:memory=1G", "comment")
+    env["SPANK_VMBATCH_VM"] = "b"
+    assert (slurm.read(conf, env).request, slurm.read(conf, env).asked_by) == ("b", "option")
+
+
+@pytest.mark.parametrize("comment", ["", "novm=a", "vms", "x,vm=a", "VM=a"])
+def test_only_a_word_of_its_own_is_a_request(comment: str) -> None:
+    assert slurm.token(comment) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SLURM_JOB_ID", "../x"), ("SLURM_JOB_ID", ""), ("SLURM_JOB_UID", "root"), ("SLURMD_NODENAME", None)],
+)
+def test_nonsense_from_slurm_is_the_sites_error(name: str, value: str | None, tmp_path: Path) -> None:
+    env = dict(recorded("prolog")[0])
+    env.pop(name)
+    if value is not None:
+        env[name] = value
+    with pytest.raises(SiteError):
+        slurm.read(things.config(tmp_path), env)
+
+
+SHOWN = (
+    "JobId=5 JobName=x UserId=alice(1001) NumNodes=3 NumCPUs=7 TRES=cpu=7,mem=3G "
+    "Nodes=n1 CPU_IDs=0-1 Mem=700 GRES= Nodes=n[2-3] CPU_IDs=0,2-4,9 Mem=1400 GRES= MinCPUsNode=1"
+)
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize(("node", "cpus", "memory"), [("n1", 2, 700), ("n3", 5, 1400)])
+def test_the_allocation_is_that_of_this_node(node: str, cpus: int, memory: int, tmp_path: Path) -> None:
+    tool = tmp_path / "scontrol"
+    tool.write_text(f'#!/bin/sh\ncase $* in\n*hostnames*) echo n2; echo n3 ;;\n*) echo "{SHOWN}" ;;\nesac\n')
+    tool.chmod(0o755)
+    conf = things.config(tmp_path, f'[slurm]\nbin = "{tmp_path}"\n')
+    grant = slurm.allocation(conf, replace(things.JOB, node=node))
+    assert (grant.cpus, grant.memory_mib) == (cpus, memory)
+    with pytest.raises(SiteError, match="does not list node n9"):
+        slurm.allocation(conf, replace(things.JOB, node="n9"))
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize(
+    ("script", "alive"),
+    [
+        ("echo RUNNING", True),
+        ("echo COMPLETING", True),
+        ("echo SUSPENDED", True),
+        ("echo PENDING", False),
+        ("echo COMPLETED", False),
+        ("true", False),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", False),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", None),
+    ],
+)
+def test_a_job_is_alive_gone_or_nobody_can_tell(script: str, alive: bool | None, tmp_path: Path) -> None:
+    tool = tmp_path / "squeue"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    assert slurm.alive(things.config(tmp_path, f'[slurm]\nbin = "{tmp_path}"\n'), "5") is alive
