@@ -159,7 +159,7 @@ class _Shell:
 
         before = termios.tcgetattr(0)
         try:
-            tty.setraw(0)
+            tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead stays
             return self.channel.run(command, 0, 1, 2)
         finally:
             termios.tcsetattr(0, termios.TCSADRAIN, before)

@@ -60,9 +60,10 @@ def build(work: Path, target: Path, extra: Sequence[str], flavour: str, say: Cal
 
 
 def _fill(tree: Path) -> None:
-    for name in ("dev", "etc/ssh", "home", "mnt", "proc", "root", "run", "sys", "tmp", "usr/share", "var/lib"):
+    for name in ("dev", "etc/ssh", "home", "mnt", "proc", "root", "run", "sys", "tmp", "usr/share", "var/lib", "var/tmp"):
         (tree / name).mkdir(parents=True, exist_ok=True)
-    (tree / "tmp").chmod(0o1777)
+    for name in ("tmp", "var/tmp"):
+        (tree / name).chmod(0o1777)
     for folder in (tree / "usr/bin", tree / "usr/sbin"):
         folder.mkdir(parents=True, exist_ok=True)
     for applet in run([tree / "usr/bin/busybox", "--list"], timeout_s=30).text.split():
@@ -71,7 +72,7 @@ def _fill(tree: Path) -> None:
             for place in ("bin", "sbin")
         ):
             (tree / "usr/bin" / applet).symlink_to("/bin/busybox")
-    for name, link in (("usr/sbin/init", "/bin/busybox"), ("var/run", "/run"), ("var/tmp", "/tmp")):
+    for name, link in (("usr/sbin/init", "/bin/busybox"), ("var/run", "/run")):
         if (tree / name).is_dir() and not (tree / name).is_symlink():
             shutil.rmtree(tree / name)
         (tree / name).unlink(missing_ok=True)
