@@ -102,6 +102,10 @@ class Site:
         return logs[-1].read_text() if logs else ""
 
     def close(self) -> None:
+        """Take the site away; what a failed test left running goes with it."""
+        if any(self.folder.glob("state/jobs/*")):
+            self.configure()
+            self.call("reap")
         if os.geteuid() == 0:
             for words in (("net-destroy", "vmbtest"), ("net-undefine", "vmbtest")):
                 subprocess.run(["virsh", "-q", "-c", "qemu:///system", *words], capture_output=True, check=False)

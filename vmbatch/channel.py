@@ -94,8 +94,16 @@ class Channel:
             self._flush()
             for descriptor in (self._in, self._out, self._err):
                 os.close(descriptor)
-            os.waitpid(self._pid, 0)
+            self._end_ssh()
             self._pid = 0
+
+    def _end_ssh(self) -> None:
+        """Wait for ssh; one that waits for a guest that is gone is killed."""
+        descriptor = os.pidfd_open(self._pid)
+        if not select.select([descriptor], [], [], 0 if self.guest_ended else 3)[0]:
+            os.kill(self._pid, 9)
+        os.close(descriptor)
+        os.waitpid(self._pid, 0)
 
     def _flush(self) -> None:
         """Send what is queued (a confirmation); give up when the guest does not take it."""

@@ -86,7 +86,7 @@ def _start(config: Config, job: Job, journal: Journal, hypervisor: Hypervisor) -
         xml = domain.build(template, guest)
         domain.validate(xml)
         _keep(journal, "domain.xml", xml)
-        journal.will("domain", guest.name, uuid=guest.uuid)
+        journal.will("domain", guest.name, uuid=guest.uuid, cards=[nic.host_device for nic in guest.nics])
         live = hypervisor.start(xml)
         running = next(iter(qemu(guest.uuid)), None)
         network.started(guest.nic, guest, hypervisor)

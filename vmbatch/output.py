@@ -101,7 +101,7 @@ def _send(channel: Channel, facts: dict[str, str], names: list[str] | None) -> s
         _in_child(lambda: _pack(facts, names, writer), keep=writer)
     os.close(writer)
     workdir = os.fsencode(facts["workdir"])
-    command = Command([b"/bin/sh", b"-c", _UNPACK, b"sh", workdir], [b"PATH=/usr/bin:/bin"], b"/", 0o077)
+    command = Command([b"/bin/sh", b"-c", _UNPACK, b"sh", workdir], [b"PATH=/usr/bin:/bin"], b"/", 0)
     try:
         kind, code = channel.run(command, reader, 2, 2)
     finally:

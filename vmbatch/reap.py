@@ -18,8 +18,6 @@ from vmbatch.journal import Journal, numbers
 from vmbatch.process import kill
 from vmbatch.teardown import qemu
 
-YOUNG_S = 60  # a start this young may not be known to its scheduler yet
-
 
 def journals(config: Config) -> Iterator[Journal]:
     """Yield the starts on this node that have not ended."""
@@ -56,12 +54,13 @@ def dead(config: Config, journal: Journal) -> str:
         return "the node was rebooted"
     if journal.cancelled:
         return "its stop was not finished"
-    if time.time() - began < YOUNG_S:
+    name = journal.key.partition("-")[0]
+    if name not in backends.names("schedulers"):
         return ""
-    scheduler = journal.key.partition("-")[0]
-    if scheduler not in backends.names("schedulers"):
+    scheduler = backends.load("schedulers", name)
+    if time.time() - began < scheduler.SETTLE_S:
         return ""
-    alive = backends.load("schedulers", scheduler).alive(config, guest.job_id if guest else journal.key.rpartition("-")[2])
+    alive = scheduler.alive(config, guest.job_id if guest else journal.key.rpartition("-")[2])
     return "its job is gone" if alive is False else ""
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -86,6 +87,14 @@ def _domain(thing: Thing, tools: Tools) -> None:
     except SiteError:
         if not all(killed) or qemu(str(thing.data["uuid"])):
             raise
+    for card in thing.data.get("cards", ()):  # the kernel takes a dead QEMU's interface away a little later
+        _wait(lambda card=card: not Path("/sys/class/net", str(card)).exists())  # type: ignore[misc]
+
+
+def _wait(gone: Callable[[], bool], limit_s: float = 2.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not gone() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def qemu(uuid: str) -> list[Identity]:

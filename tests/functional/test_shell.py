@@ -158,7 +158,9 @@ def test_first_and_later_calls_share_one_connection(job: Running) -> None:
 
 def test_a_terminal_in_the_guest(job: Running) -> None:
     master, slave = pty.openpty()
-    child = job.popen("/bin/sh", "-c", "tty; stty size; read x; echo got $x; exit 6", stdin=slave, stdout=slave, stderr=slave)
+    child = job.popen(
+        "/bin/sh", "-c", "tty; stty size; read x; echo got $x; exit 6", stdin=slave, stdout=slave, stderr=slave
+    )
     os.close(slave)
     text = b""
     os.write(master, b"hello\n")

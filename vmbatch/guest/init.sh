@@ -175,7 +175,18 @@ listens() {
 	return 1
 }
 
+has_link() { # some cards take seconds to find their cable; who has no such file is not asked
+	name=$(card "$VMBATCH_MAC") && read -r carrier 2> /dev/null < "/sys/class/net/$name/carrier" || return 0
+	[ "$carrier" = 1 ]
+}
+
 ready() {
+	. "$folder/params"
+	count=0
+	until has_link || [ $count -eq 100 ]; do
+		count=$((count + 1))
+		sleep 0.1 2>/dev/null || sleep 1
+	done
 	count=0
 	until listens /proc/net/tcp || { [ -r /proc/net/tcp6 ] && listens /proc/net/tcp6; }; do
 		count=$((count + 1))

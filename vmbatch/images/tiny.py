@@ -25,8 +25,8 @@ ENTRY = {
 
 # What is loaded when, and where it lies; a folder's `order` lists what its modules need before them.
 _STAGES = {
-    "initramfs/modules/first": "virtio_pci virtio_rng virtio_blk ext4",
-    "initramfs/modules/more": "virtio_scsi ata_piix ahci sd_mod ext4",
+    "initramfs/modules/first": "virtio_pci virtio_rng virtio_blk crc32c_generic ext4",
+    "initramfs/modules/more": "virtio_scsi ata_piix ahci sd_mod",
     "tree/usr/lib/modules/first": "ata_piix sr_mod isofs virtio_console virtio_net",
     "tree/usr/lib/modules/more": "ahci virtio_scsi e1000 8139cp ne2k_pci pcnet32",
     "tree/usr/lib/modules/late": "button evdev vfat nls_ascii",

@@ -8,6 +8,7 @@ from vmbatch.errors import SiteError
 from vmbatch.model import Allocation, Job
 
 REQUEUE = 1
+SETTLE_S = 0  # how old a start is before alive() can know of it
 
 
 def job(config: Config, request: str, workdir: Path) -> Job:

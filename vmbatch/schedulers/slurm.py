@@ -15,6 +15,7 @@ from vmbatch.model import Allocation, Job
 from vmbatch.process import run
 
 REQUEUE = 1  # drains this node and requeues the job: what a broken node deserves
+SETTLE_S = 60  # how old a start is before alive() can know of it
 _ON_NODE = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 
 

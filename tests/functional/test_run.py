@@ -1,0 +1,211 @@
+"""vmbatch run: the whole path in one command, as root and as an ordinary user; interrupts; old hardware; Debian."""
+
+import os
+import pwd
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import leaks as scanner
+import pytest
+from devsite import DEV, VMBATCH, Site, config_text
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+def run(site: Site, image: str, *command: str, **options: Any) -> Any:
+    return site.call("run", "--image", image, "--", *command, **{"cwd": "/tmp", **options})
+
+
+def test_run_brings_in_and_out_in_one_command(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("input\n")
+    done = run(site, "tiny", "sh", "-c", "cat; cat in.txt; id -u; echo r > r; exit 9", cwd=tmp_path, input="stdin\n")
+    assert (done.returncode, done.stdout) == (9, "stdin\ninput\n0\n"), done.stderr
+    assert (tmp_path / "r").read_text() == "r\n"
+
+
+def test_run_is_quiet_where_nobody_watches_and_keeps_a_log(site: Site) -> None:
+    done = run(site, "tiny:in=none", "true")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    for phase in ("plan", "slot", "disk", "context", "network", "domain", "boot", "handover"):
+        assert f" {phase} " in site.log()
+
+
+def test_one_record_a_job_says_what_ran(site: Site) -> None:
+    import json
+
+    run(site, "tiny:in=none:memory=200M", "true")
+    record = json.loads(sorted(site.folder.glob("state/archive/*/*/record.json"))[-1].read_text())
+    assert record["schema"] == record["guest"]["schema"] == 1
+    assert record["guest"]["memory_mib"] == 200
+    assert len(record["guest"]["image_sha512"]) == 128
+    assert '<domain type="qemu"' in record["domain_xml"]
+    assert set(record["phases_s"]) >= {"boot", "domain"}
+
+
+def test_an_unknown_image_is_refused_with_the_nearest(site: Site) -> None:
+    done = run(site, "tinny", "true")
+    assert done.returncode == 125
+    assert "there is no image 'tinny'" in done.stderr and "tiny" in done.stderr
+
+
+def test_emulation_is_refused_where_the_site_did_not_allow_it(site: Site) -> None:
+    site.configure(accelerator={"allow_tcg": False})
+    try:
+        done = run(site, "tiny:in=none", "true")
+    finally:
+        site.configure()
+    assert done.returncode == 125
+    assert "allow_tcg = true" in done.stderr
+
+
+@pytest.mark.parametrize("when", ["start", "job"])
+def test_ctrl_c_tears_down(site: Site, when: str) -> None:
+    child = subprocess.Popen(
+        [str(VMBATCH), "--config", str(site.config), "run", "--image", "tiny:in=none", "--", "sh", "-c", "echo on; sleep 600"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd="/tmp",
+    )  # fmt: skip
+    assert child.stdout is not None
+    if when == "start":
+        while not list(site.folder.glob("state/jobs/*/*/domain.xml")):
+            time.sleep(0.02)
+    else:
+        assert child.stdout.readline() == "on\n"
+    os.killpg(child.pid, signal.SIGINT)
+    child.communicate(timeout=60)
+    assert child.returncode == 130
+
+
+def test_a_terminated_run_leaves_what_reap_takes_away(site: Site) -> None:
+    child = subprocess.Popen(
+        [str(VMBATCH), "--config", str(site.config), "run", "--image", "tiny:in=none", "--", "sh", "-c", "echo on; sleep 600"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd="/tmp",
+    )  # fmt: skip
+    assert child.stdout is not None
+    assert child.stdout.readline() == "on\n"
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    assert scanner.leaks(site) != []
+    done = site.call("reap")
+    assert (done.returncode, "its job is gone" in done.stdout) == (0, True), done.stdout + done.stderr
+
+
+def test_four_at_once(site: Site) -> None:
+    argv = [str(VMBATCH), "--config", str(site.config), "run", "--image", "tiny:in=none", "--", "hostname"]
+    running = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd="/tmp") for _ in range(4)]
+    names = [one.communicate(timeout=120)[0] for one in running]
+    assert [one.returncode for one in running] == [0] * 4
+    assert len(set(names)) == 4
+
+
+def test_eight_at_once_where_three_fit(site: Site) -> None:
+    site.configure(limits={"max_guests": 3, "slot_timeout_s": 2})
+    argv = [str(VMBATCH), "--config", str(site.config), "run", "--image", "tiny:in=none", "--", "sleep", "15"]
+    try:
+        running = [subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd="/tmp") for _ in range(8)]
+        errors = [one.communicate(timeout=180)[1] for one in running]
+    finally:
+        site.configure()
+    assert sorted(one.returncode for one in running) == [0] * 3 + [125] * 5
+    refused = [text for text in errors if text]
+    assert len(refused) == 5
+    assert all("3 of 3 guests are in use" in text and "within 2 s" in text for text in refused)
+
+
+def test_a_full_disk_is_said_with_path_and_bytes(site: Site) -> None:
+    small = site.folder / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=755", "none", small], check=True)
+    site.configure(paths={"scratch": small})
+    try:
+        done = run(site, "tiny:in=none", "true")
+    finally:
+        site.configure()
+        subprocess.run(["umount", small], check=True)
+    assert done.returncode == 125
+    assert f"{small} has " in done.stderr and "bytes free; a guest's disk needs at least 268435456" in done.stderr
+
+
+def test_the_base_is_never_written_and_keeps_its_owner(site: Site) -> None:
+    base = DEV / "images" / "tiny.qcow2"
+    before = (base.stat().st_mtime_ns, base.stat().st_uid, base.stat().st_mode, base.stat().st_ino)
+    script = f"dd if=/dev/zero of=/big bs=1M count=20; stat -c %u {base}"
+    assert run(site, "tiny:in=none", "sh", "-c", script).returncode != 127
+    assert (base.stat().st_mtime_ns, base.stat().st_uid, base.stat().st_mode, base.stat().st_ino) == before
+
+
+def test_dhcp_gives_the_slots_address(site: Site) -> None:
+    subprocess.run(["virsh", "-q", "net-destroy", "vmbtest"], capture_output=True, check=False)
+    subprocess.run(["virsh", "-q", "net-undefine", "vmbtest"], capture_output=True, check=False)
+    site.configure(network={"addressing": "dhcp"})
+    try:
+        done = run(site, "tiny:in=none", "sh", "-c", "ifconfig eth0")
+    finally:
+        site.configure()
+        subprocess.run(["virsh", "-q", "net-destroy", "vmbtest"], capture_output=True, check=False)
+        subprocess.run(["virsh", "-q", "net-undefine", "vmbtest"], capture_output=True, check=False)
+    assert "inet addr:10.214.0.16 " in done.stdout, done.stdout + done.stderr
+
+
+def test_an_old_machine_with_ide_and_e1000_only(site: Site, images: Any) -> None:
+    images("tiny-generic")
+    folder = site.folder / "images.d"
+    folder.mkdir()
+    entry = (DEV / "images.d" / "tiny-generic.toml").read_text().replace('"tiny-generic.', f'"{DEV}/images/tiny-generic.')
+    (folder / "old.toml").write_text(entry + 'disk_bus = "ide"\nnic_model = "e1000"\n')
+    site.configure(paths={"catalogue": folder})
+    try:
+        done = run(site, "old:in=none", "sh", "-c", "ls /sys/bus/pci/drivers; ls /sys/block; ls /dev/vport* /dev/vda")
+    finally:
+        site.configure()
+    assert done.returncode != 125, done.stderr
+    assert "e1000" in done.stdout and "sda" in done.stdout
+    assert "vda" not in done.stdout
+
+
+@pytest.fixture
+def own(alice: pwd.struct_passwd, site: Site) -> Iterator[Path]:
+    """A configuration of alice's own, and what her session leaves running taken away."""
+    folder = Path(alice.pw_dir) / "vmb"
+    folder.mkdir(exist_ok=True)
+    config = folder / "vmbatch.toml"
+    text = config_text(folder, folder / "run").replace('scratch = "', 'scratch = "', 1)
+    config.write_text(text.replace("[network]", "[unused]").partition("[unused]")[0])
+    for path in (folder, config):
+        os.chown(path, alice.pw_uid, alice.pw_gid)
+    yield config
+    subprocess.run(["pkill", "-u", "vmbalice"], check=False)
+
+
+def test_an_ordinary_user_needs_no_root(own: Path, alice: pwd.struct_passwd, site: Site, tmp_path: Path) -> None:
+    work = Path(alice.pw_dir) / "session"
+    work.mkdir()
+    os.chown(work, alice.pw_uid, alice.pw_gid)
+    (work / "in.txt").write_text("mine\n")
+    argv = [str(VMBATCH), "--config", str(own), "run", "--image", "tiny", "--",
+            "sh", "-c", "id -un; cat in.txt; echo out > out; exit 4"]  # fmt: skip
+    env = {"PATH": "/usr/bin:/bin", "HOME": alice.pw_dir, "USER": "vmbalice"}
+    done = subprocess.run(
+        argv, cwd=work, env=env, user=alice.pw_uid, group=alice.pw_gid, extra_groups=[], capture_output=True, text=True,
+        timeout=180, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (4, "vmbalice\nmine\n"), done.stderr
+    assert (work / "out").stat().st_uid == alice.pw_uid
+    left = [path for path in own.parent.rglob("*") if path.name in ("disk0.qcow2", "context.iso") or path.is_socket()]
+    assert left == []
+    processes = subprocess.run(["pgrep", "-u", "vmbalice", "-a"], capture_output=True, text=True, check=False).stdout
+    assert "qemu-system" not in processes and "ssh" not in processes
+
+
+def test_a_real_debian_with_systemd_and_cloud_init(site: Site, images: Any, tmp_path: Path) -> None:
+    images("debian12")
+    (tmp_path / "job.py").write_text("#!/usr/bin/env python3\nimport sys, platform\nprint(platform.freedesktop_os_release()['ID'])\n"
+                                     "open('out', 'w').write(open('in').read().upper())\nsys.exit(5)\n")  # fmt: skip
+    (tmp_path / "job.py").chmod(0o755)
+    (tmp_path / "in").write_text("text\n")
+    done = run(site, "debian12", "./job.py", cwd=tmp_path, timeout=400)
+    assert (done.returncode, done.stdout) == (5, "debian\n"), done.stderr
+    assert (tmp_path / "out").read_text() == "TEXT\n"
