@@ -74,12 +74,10 @@ def user_data() -> str:
     """A cloud-config that leaves everything to our init.sh, before sshd starts. Holds nothing of the job."""
     config = {
         "bootcmd": [["sh", "-c", _CLOUD_START]],
-        "locale": False,
-        "ssh_deletekeys": False,
-        "ssh_genkeytypes": [],
-        "users": [],
-        "package_update": False,
-        "resize_rootfs": False,
+        # nothing else of cloud-init is needed, and it would take longer than all the rest of the boot
+        "cloud_init_modules": ["bootcmd"],
+        "cloud_config_modules": [],
+        "cloud_final_modules": [],
     }
     return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"
 

@@ -56,10 +56,12 @@ def test_nothing_secret_is_in_what_cloud_init_keeps(nics: tuple[object, ...]) ->
     assert all(mode & 0o077 == 0 for _, mode in files.values())
 
 
-def test_user_data_is_a_cloud_config_that_asks_for_no_locale(nics: tuple[object, ...]) -> None:
+def test_user_data_is_a_cloud_config_that_runs_our_script_only(nics: tuple[object, ...]) -> None:
     text = payload.user_data()
     assert text.startswith("#cloud-config\n")
-    assert json.loads(text.partition("\n")[2])["locale"] is False
+    config = json.loads(text.partition("\n")[2])
+    assert (config["cloud_init_modules"], config["cloud_final_modules"]) == (["bootcmd"], [])
+    assert "init.sh start-cloud" in config["bootcmd"][0][2]
 
 
 def test_network_config_is_static_or_dhcp(tmp_path: Path) -> None:
