@@ -13,6 +13,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from vmbatch import failpoints
 from vmbatch.errors import SiteError, nearest
 from vmbatch.quantities import memory_mib, seconds
 
@@ -152,6 +153,7 @@ def load(file: Path | None = None) -> Config:
     if values:
         wrong = next(iter(values))
         raise SiteError(f"{chosen}: there is no section [{wrong}]", f"the nearest is [{nearest(wrong, SECTIONS, 1)}]")
+    failpoints.arm(sections["testing"].failpoint)
     return Config(**sections, file=chosen if file is not None or chosen.exists() else None, root=root)
 
 

@@ -44,7 +44,7 @@ class _Hook:
         self.shell = options.get("--shell", "/usr/bin/vmbatch-remoteshell")
 
     def run(self) -> int:
-        from vmbatch import backends, config, failpoints
+        from vmbatch import backends, config
         from vmbatch.errors import CancelledError, SiteError
 
         requeue = 1
@@ -52,7 +52,6 @@ class _Hook:
             self.module = backends.load("schedulers", self.scheduler)
             requeue = self.module.REQUEUE
             self.config = config.load(self.file)
-            failpoints.arm(self.config.testing.failpoint)
             code: int = getattr(self, f"on_{self.event}")()
             return code
         except CancelledError:

@@ -13,11 +13,32 @@ import leaks as scanner
 import pytest
 from devsite import DEV, VMBATCH, Site, config_text
 
+PYTHON_JOB = """\
+#!/usr/bin/env python3
+import sys, platform
+print(platform.freedesktop_os_release()["ID"])
+open("out", "w").write(open("in").read().upper())
+sys.exit(5)
+"""
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 def run(site: Site, image: str, *command: str, **options: Any) -> Any:
     return site.call("run", "--image", image, "--", *command, **{"cwd": "/tmp", **options})
+
+
+def long_run(site: Site) -> "subprocess.Popen[str]":
+    """Start a run that says `on` when its job runs, and goes on."""
+    argv = ["run", "--image", "tiny:in=none", "--", "sh", "-c", "echo on; sleep 600"]
+    return subprocess.Popen(
+        [str(VMBATCH), "--config", str(site.config), *argv],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        cwd="/tmp",
+    )
 
 
 def test_run_brings_in_and_out_in_one_command(site: Site, tmp_path: Path) -> None:
@@ -64,10 +85,7 @@ def test_emulation_is_refused_where_the_site_did_not_allow_it(site: Site) -> Non
 
 @pytest.mark.parametrize("when", ["start", "job"])
 def test_ctrl_c_tears_down(site: Site, when: str) -> None:
-    child = subprocess.Popen(
-        [str(VMBATCH), "--config", str(site.config), "run", "--image", "tiny:in=none", "--", "sh", "-c", "echo on; sleep 600"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd="/tmp",
-    )  # fmt: skip
+    child = long_run(site)
     assert child.stdout is not None
     if when == "start":
         while not list(site.folder.glob("state/jobs/*/*/domain.xml")):
@@ -80,10 +98,7 @@ def test_ctrl_c_tears_down(site: Site, when: str) -> None:
 
 
 def test_a_terminated_run_leaves_what_reap_takes_away(site: Site) -> None:
-    child = subprocess.Popen(
-        [str(VMBATCH), "--config", str(site.config), "run", "--image", "tiny:in=none", "--", "sh", "-c", "echo on; sleep 600"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd="/tmp",
-    )  # fmt: skip
+    child = long_run(site)
     assert child.stdout is not None
     assert child.stdout.readline() == "on\n"
     os.killpg(child.pid, signal.SIGKILL)
@@ -202,8 +217,7 @@ def test_an_ordinary_user_needs_no_root(own: Path, alice: pwd.struct_passwd, sit
 
 def test_a_real_debian_with_systemd_and_cloud_init(site: Site, images: Any, tmp_path: Path) -> None:
     images("debian12")
-    (tmp_path / "job.py").write_text("#!/usr/bin/env python3\nimport sys, platform\nprint(platform.freedesktop_os_release()['ID'])\n"
-                                     "open('out', 'w').write(open('in').read().upper())\nsys.exit(5)\n")  # fmt: skip
+    (tmp_path / "job.py").write_text(PYTHON_JOB)
     (tmp_path / "job.py").chmod(0o755)
     (tmp_path / "in").write_text("text\n")
     done = run(site, "debian12", "./job.py", cwd=tmp_path, timeout=400)
