@@ -1,0 +1,74 @@
+"""A Slurm with vmbatch installed on it, for tests."""
+
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import daemons
+import leaks as scanner
+from devsite import Site
+from slurmcluster import Cluster
+
+
+class SlurmSite:
+    """One site, one cluster. `plugin` False: requests in --comment, no plugin."""
+
+    def __init__(self, site: Site, cluster: Cluster) -> None:
+        self.site, self.cluster = site, cluster
+
+    def settle(self) -> None:
+        """Wait until both nodes are idle again, and nothing of any job stands."""
+        self.cluster.idle()
+        assert scanner.leaks(self.site) == []
+
+    def out(self, job: str, cwd: Path) -> str:
+        file = cwd / f"slurm-{job}.out"
+        return file.read_text() if file.exists() else ""
+
+    def guest_ready(self, job: str, timeout_s: float = 90) -> Path:
+        """Wait until the job's guest is ready; returns its folder."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            for link in self.site.run_dir.glob(f"by-job/slurm-vmtest-*-{job}"):
+                if (link / "state").exists() and (link / "state").read_text().startswith("state ready"):
+                    return link.resolve()
+            assert time.monotonic() < deadline, f"the guest of job {job} is not ready: {self.cluster.job(job)}"
+            time.sleep(0.05)
+
+    def says(self, file: Path, text: str, timeout_s: float = 90) -> None:
+        """Wait until a file holds a text."""
+        daemons.wait_for(
+            lambda: file.exists() and text in file.read_text(errors="replace"), timeout_s, f"{text!r} in {file}"
+        )
+
+
+@contextmanager
+def slurm_site(
+    processes: daemons.Daemons, extra: str = "", plugin: bool = True, **sections: dict[str, Any]
+) -> Iterator[SlurmSite]:
+    """Start a cluster with vmbatch on it; stop and remove everything at the end."""
+    own = daemons.Daemons()
+    daemons.munge(processes)
+    with Site(**sections) as site:
+        cluster = Cluster(site.folder / "slurm", own, extra)
+        site.sections["slurm"] = {"conf": cluster.conf, "comment": not plugin}
+        site.configure()
+        done = site.call("install", "--scheduler", "slurm", "--prefix", site.folder / "usr")
+        assert done.returncode == 0, done.stdout + done.stderr
+        if not plugin:
+            (cluster.folder / "plugstack.conf").write_text("")
+        try:
+            yield SlurmSite(site, cluster.start())
+        finally:
+            cluster.call("/usr/bin/scancel", "-u", "root,vmbalice,vmbbob")
+            time.sleep(0.5)
+            own.stop()
+            subprocess.run(["pkill", "-9", "-f", str(site.folder / "slurm")], check=False)
+
+
+def lines(text: str, pattern: str) -> list[str]:
+    return [line for line in text.splitlines() if re.search(pattern, line)]
