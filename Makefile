@@ -3,6 +3,7 @@ PYTHON = $$(readlink -f build/venv)/bin/python -I
 ROOT = $$([ "$$(id -u)" = 0 ] || echo sudo)
 BENCH =
 ARGS =
+JOBS = $$(n=$$(nproc); [ $$n -lt 4 ] && echo $$n || echo 4)
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -17,7 +18,7 @@ demo-slurm: setup  ## the same through a real Slurm: sbatch --vm=tiny job.sh
 	@$(ROOT) $(PYTHON) tests/demo.py slurm
 
 test: setup  ## all tests: real libvirt, real guests, real Slurm (ARGS='-k name' for some)
-	@$(ROOT) $(PYTHON) -m pytest $(ARGS)
+	@$(ROOT) $(PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-unit: setup  ## the tests that need no guest, in seconds
 	@$(PYTHON) -m pytest tests/unit tests/golden $(ARGS)

@@ -1,5 +1,6 @@
 """Fixtures. Real ones: libvirtd, QEMU, guests, Slurm, ordinary users. Nothing of ours is mocked."""
 
+import contextlib
 import os
 import pwd
 import subprocess
@@ -10,6 +11,25 @@ import daemons
 import devsite
 import leaks as scanner
 import pytest
+
+shared: list[contextlib.ExitStack] = []
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Several workers share what one machine has once: daemons and users. Then the first process starts and stops them."""
+    if getattr(session.config.option, "numprocesses", None) and os.geteuid() == 0:
+        shared.append(contextlib.ExitStack())
+        running = daemons.Daemons()
+        shared[0].callback(running.stop)
+        daemons.libvirt(running)
+        daemons.munge(running)
+        for name in ("vmbalice", "vmbbob"):
+            shared[0].enter_context(contextlib.contextmanager(_user)(name))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    for stack in shared:
+        stack.close()
 
 
 @pytest.fixture(scope="session")

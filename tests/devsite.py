@@ -1,5 +1,6 @@
 """A site of vmbatch for tests, demo and benchmarks: its own folders, network and configuration; images are built once."""
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -9,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # tests that run at once keep apart
+NETWORK = f"vmbtest{WORKER}"
 ROOT = Path(__file__).resolve().parent.parent
 DEV = Path(f"/var/tmp/vmbatch-dev-{os.geteuid()}")
 VMBATCH = Path(sys.executable).parent / "vmbatch"
@@ -34,7 +37,8 @@ def config_text(folder: Path, run: Path, **sections: dict[str, Any]) -> str:
         "accelerator": {"allow_tcg": True, "kernel": DEV / "images" / "tiny.vmlinuz"},
     }
     if os.geteuid() == 0:
-        values["network"] = {"name": "vmbtest", "bridge": "vmbtest0", "subnet": "10.214.0.0/22"}
+        values["network"] = {"name": NETWORK, "bridge": NETWORK, "subnet": f"10.214.{4 * WORKER}.0/22"}
+    values.setdefault("network", {})["port_base"] = 22200 + 100 * WORKER
     for name, keys in sections.items():
         values.setdefault(name, {}).update(keys)
     lines = []
@@ -49,6 +53,12 @@ def config_text(folder: Path, run: Path, **sections: dict[str, Any]) -> str:
 def image(name: str) -> None:
     """Have an image in DEV; built again only when what makes it has changed."""
     DEV.mkdir(mode=0o755, exist_ok=True)
+    with open(DEV / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _image(name)
+
+
+def _image(name: str) -> None:
     stamp = DEV / f"{name}.stamp"
     digest = hashlib.sha256(repr(IMAGES[name]).encode())
     for folder in ("images", "guest/tiny"):
@@ -57,7 +67,7 @@ def image(name: str) -> None:
                 digest.update(file.read_bytes())
     if stamp.exists() and stamp.read_text() == digest.hexdigest():
         return
-    config = DEV / "build.toml"
+    config = DEV / f"{name}.build.toml"
     config.write_text(config_text(DEV, DEV / "run"))
     recipe, *options = IMAGES[name]
     argv = [VMBATCH, "--config", config, "image", "build", recipe, "--name", name, *options]
@@ -107,10 +117,10 @@ class Site:
             self.configure()
             self.call("reap")
         if os.geteuid() == 0:
-            for words in (("net-destroy", "vmbtest"), ("net-undefine", "vmbtest")):
+            for words in (("net-destroy", NETWORK), ("net-undefine", NETWORK)):
                 subprocess.run(["virsh", "-q", "-c", "qemu:///system", *words], capture_output=True, check=False)
             for family in ("bridge", "inet"):
-                subprocess.run(["nft", "delete", "table", family, "vmbtest"], capture_output=True, check=False)
+                subprocess.run(["nft", "delete", "table", family, NETWORK], capture_output=True, check=False)
         shutil.rmtree(self.run_dir, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 

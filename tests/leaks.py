@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from devsite import Site
+from devsite import NETWORK, Site
 
 from vmbatch.model import tap_prefix
 
@@ -45,8 +45,8 @@ def leaks(site: Site, uri: str = "qemu:///system") -> list[str]:
     found += [f"mount {line}" for line in Path("/proc/mounts").read_text().splitlines() if str(site.folder) in line]
     found += [f"shared memory {path}" for path in Path("/dev/shm").glob("*vmbatch*")]
     if uri == "qemu:///system":
-        found += [f"tap {path.name}" for path in Path("/sys/class/net").glob(f"{tap_prefix('vmbtest')}*")]
+        found += [f"tap {path.name}" for path in Path("/sys/class/net").glob(f"{tap_prefix(NETWORK)}*")]
         for name in ("cards", "addresses"):
-            members = _output("nft", "list", "set", "bridge", "vmbtest", name)
+            members = _output("nft", "list", "set", "bridge", NETWORK, name)
             found += [f"nft {name}: {members}"] if "elements" in members else []
     return found

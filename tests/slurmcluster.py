@@ -13,6 +13,7 @@ CONF = """\
 ClusterName=vmtest
 SlurmctldHost={host}
 AuthType=auth/munge
+AuthInfo=cred_expire=30
 SlurmUser=root
 SlurmctldPort={port}
 StateSaveLocation={dir}/state

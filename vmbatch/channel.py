@@ -14,6 +14,8 @@ WINDOW = 256 * 1024  # standard input under way; the guest's helper counts the s
 CHUNK = 32 * 1024
 SSH = "/usr/bin/ssh"
 HELPER = "/var/lib/vmbatch/runjob"
+# Signal numbers of Linux on x86-64 (the module that names them takes long to import): HUP INT QUIT USR1 USR2 TERM TSTP
+_NOT_FOR_SSH = (1, 2, 3, 10, 12, 15, 20)
 
 
 class LostError(Exception):
@@ -62,6 +64,7 @@ class Channel:
         self.qemu = qemu  # a pidfd: readable once QEMU has ended
         self.guest_ended = False
         self.on_signal = self._pass_on
+        self.on_marked: Callable[[], None] = lambda: None  # the job's start is marked in the guest
         self._to_guest = bytearray()
         self._from_guest = bytearray()
         self._complaints = bytearray()
@@ -196,6 +199,8 @@ class Channel:
                 return data or b"\1"
             if kind == b"a":
                 sinks.setdefault(b"taken", _Sink(-1)).count += int.from_bytes(data[:4], "big")
+            elif kind == b"m":
+                self.on_marked()
             elif kind == b"!" and b"!" in sinks:
                 sinks[b"!"].add(b"vmbatch: " + bytes(c for c in data if 32 <= c < 127) + b"\n")
             elif kind in sinks:
@@ -252,8 +257,10 @@ def _spawn(ssh_config: str, options: tuple[str, ...]) -> tuple[int, int, int, in
         (os.POSIX_SPAWN_DUP2, theirs_out, 1),
         (os.POSIX_SPAWN_DUP2, theirs_err, 2),
     ]
-    # its own process group: Ctrl-C on a terminal is ours to pass on, not ssh's to die of
-    pid = os.posix_spawn(SSH, argv, {"PATH": "/usr/bin:/bin"}, file_actions=moves, setpgroup=0)
+    # Signals are ours to pass on, not ssh's to die of. Batch systems send them to every process of a job, a terminal to a
+    # process group; blocked ones stay blocked in ssh, while ignored ones would be handled again by a shared connection.
+    environment = {"PATH": "/usr/bin:/bin"}
+    pid = os.posix_spawn(SSH, argv, environment, file_actions=moves, setpgroup=0, setsigmask=_NOT_FOR_SSH)
     for descriptor in (theirs_in, theirs_out, theirs_err):
         os.close(descriptor)
     for descriptor in (ours_in, ours_out, ours_err):

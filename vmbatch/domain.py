@@ -94,7 +94,7 @@ def _machine(root: Element, guest: Guest) -> None:
     if guest.firmware == "efi":
         os.set("firmware", "efi")
     if guest.kernel:
-        for tag, value in (("kernel", guest.kernel), ("initrd", guest.initrd), ("cmdline", guest.kernel_args)):
+        for tag, value in (("kernel", guest.own_kernel), ("initrd", guest.own_initrd), ("cmdline", guest.kernel_args)):
             if value:
                 _child(os, tag).text = _xml_safe(str(value))
     _child(root, "clock").set("offset", guest.clock)

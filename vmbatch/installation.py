@@ -27,6 +27,7 @@ class Layout:
     config_file: Path
     run: Path
     comment: bool  # requests in --comment: the task prolog guards them
+    cluster: str = ""  # "": slurm.conf does not tell, and the plugin believes the task's environment
 
     @property
     def libexec(self) -> Path:
@@ -46,7 +47,15 @@ class Layout:
 
 
 def layout(config: Config, prefix: Path, config_file: Path) -> Layout:
-    return Layout(prefix, config.slurm.conf, config_file, config.paths.run, config.slurm.comment)
+    conf = config.slurm.conf
+    cluster = cluster_name(conf.read_text()) if conf.exists() else ""
+    return Layout(prefix, conf, config_file, config.paths.run, config.slurm.comment, cluster)
+
+
+def cluster_name(conf: str) -> str:
+    """Return ClusterName as Slurm puts it into environments, "" where this text does not hold it."""
+    match = re.search(r"^\s*ClusterName\s*=\s*([^\s#]+)", conf, re.IGNORECASE | re.MULTILINE)
+    return match[1].lower() if match else ""
 
 
 def source(*names: str) -> Path:
@@ -67,16 +76,20 @@ def entry(module: str, call: str) -> str:
 def files(place: Layout, before: dict[str, str]) -> dict[Path, tuple[str, int]]:
     """Return path -> (text, mode). `before`: the site's own Prolog and Epilog, which ours call."""
     words = ["--config", str(place.config_file), "--shell", str(place.shell)]
+    cluster = f" cluster={place.cluster}" if place.cluster else ""
     result = {
         place.libexec / "vmbatch-hook": (entry("hook", f"main([*sys.argv[1:], *{words!r}])"), 0o755),
+        place.libexec / "vmbatch-reap": (entry("cli", f"main(['--config', {str(place.config_file)!r}, 'reap'])"), 0o755),
         place.shell: (entry("remoteshell", f"main(sys.argv, {str(place.run)!r})"), 0o755),
-        place.plugstack: (f"required {place.plugin} shell={place.shell} run={place.run}\n", 0o644),
+        place.plugstack: (f"required {place.plugin} shell={place.shell} run={place.run}{cluster}\n", 0o644),
     }
     for name in ("prolog", "epilog", "task_prolog"):
         text = _fill(source("hooks/slurm", name).read_text(), place)
         result[place.libexec / "slurm" / name] = (_call_before(text, name, before.get(name, "")), 0o755)
     for page, text in manual.pages().items():
         result[place.prefix / "share/man" / f"man{page[-1]}" / page] = (text, 0o644)
+    for unit in ("vmbatch-reap.service", "vmbatch-reap.timer"):
+        result[place.prefix / "lib/systemd/system" / unit] = (_fill(source("units", unit).read_text(), place), 0o644)
     completion = place.prefix / "share/bash-completion/completions/vmbatch"
     result[completion] = (manual.bash_completion(), 0o644)
     lua = _fill(source("hooks/slurm", "job_submit.lua").read_text(), place)

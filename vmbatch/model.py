@@ -231,6 +231,15 @@ class Guest:
     kernel_args: str
 
     @property
+    def own_kernel(self) -> Path | None:
+        """The job's copy of a kernel that is booted directly."""
+        return self.kernel and self.scratch / "kernel"
+
+    @property
+    def own_initrd(self) -> Path | None:
+        return self.initrd and self.scratch / "initrd"
+
+    @property
     def nic(self) -> Nic:
         """The first card: the one that the job's shell uses."""
         return self.nics[0]

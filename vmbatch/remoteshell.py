@@ -133,10 +133,9 @@ class _Shell:
             return 0
         from vmbatch import output
 
-        status = output.bring_in(self.channel, self.facts, first, carried)
-        if first and not status:
-            turn.staged()
-        return status
+        if first:  # the others go on once the guest has marked the start: what they write is newer
+            self.channel.on_marked = turn.staged
+        return output.bring_in(self.channel, self.facts, first, carried)
 
     def _collect(self, turn: Turn, status: int) -> int:
         """Fetch what the job changed, when no other shell of this job is left to do so."""

@@ -138,6 +138,7 @@ def ssh_config(guest: Guest) -> str:
         "RequestTTY": "no",
         "AddressFamily": "inet",
         "ConnectTimeout": 20,
+        "ConnectionAttempts": 4,  # an address lookup that got no answer in time is no lost guest
         "LogLevel": "ERROR",
         "ControlMaster": "auto",
         "ControlPath": guest.run_dir / "mux" / "s",

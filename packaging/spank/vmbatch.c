@@ -5,7 +5,7 @@
  * vmbatch-remoteshell in front of the task's command. It refuses in task_init only: a refusal in user_init would let
  * sbatch jobs end as COMPLETED and drain the node.
  *
- * plugstack.conf:  required /path/vmbatch.so shell=/usr/bin/vmbatch-remoteshell run=/run/vmbatch
+ * plugstack.conf:  required /path/vmbatch.so shell=/usr/bin/vmbatch-remoteshell run=/run/vmbatch cluster=NAME
  * See spank(8). Compile it again for each Slurm release. */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,9 +19,16 @@
 #include <slurm/spank.h>
 
 #define LONGEST 1000
+#define NO_GUEST 125
+#define FAIL (-1) /* Slurm 22.05 goes on where a plugin returns one of the positive ESPANK codes */
 #define EXTERN_STEP 0xfffffffc /* SLURM_EXTERN_CONT: slurmd's own step, no user command in it */
 
 SPANK_PLUGIN(vmbatch, 1)
+
+#ifndef MARK
+#define MARK ""
+#endif
+const char vmbatch_plugin_mark[] = MARK; /* what it was compiled from: `vmbatch install` looks for it */
 
 static char request[LONGEST + 1];
 static int asked;
@@ -33,7 +40,7 @@ static int take(int value, const char *text, int remote)
 	asked = 1;
 	if (!text || !*text || strlen(text) > LONGEST) {
 		slurm_error("vmbatch: --vm takes IMAGE[:key=value]..., at most %d bytes", LONGEST);
-		return ESPANK_BAD_ARG;
+		return FAIL;
 	}
 	strcpy(request, text);
 	return ESPANK_SUCCESS;
@@ -65,7 +72,7 @@ int slurm_spank_init_post_opt(spank_t sp, int ac, char **av)
 	if (context != S_CTX_LOCAL && context != S_CTX_ALLOCATOR)
 		return ESPANK_SUCCESS;
 	if (!asked && standing && *standing && take(0, standing, 0) != ESPANK_SUCCESS)
-		return ESPANK_ERROR;
+		return FAIL;
 	if (!asked || !strcmp(request, "none")) {
 		unsetenv("SLURM_VMBATCH_VM");
 		return ESPANK_SUCCESS;
@@ -73,7 +80,7 @@ int slurm_spank_init_post_opt(spank_t sp, int ac, char **av)
 	setenv("SLURM_VMBATCH_VM", request, 1);
 	if (spank_job_control_setenv(sp, "VMBATCH_VM", request, 1) != ESPANK_SUCCESS) {
 		slurm_error("vmbatch: cannot pass --vm to the job's nodes");
-		return ESPANK_ERROR;
+		return FAIL;
 	}
 	return ESPANK_SUCCESS;
 }
@@ -88,11 +95,15 @@ static const char *setting(int ac, char **av, const char *name, const char *stan
 }
 
 /* Whether Prolog left something for this job: a guest, or the reason why there is none. */
-static int has_guest(spank_t sp, const char *run)
+static int has_guest(spank_t sp, int ac, char **av)
 {
+	const char *run = setting(ac, av, "run", "/run/vmbatch");
 	char cluster[256] = "", node[256] = "", path[1024];
 	uint32_t job = 0;
 	struct stat s;
+	/* srun --jobid from outside the job leaves the name out, and a user may change it: the site's setting wins */
+	if (*setting(ac, av, "cluster", ""))
+		spank_setenv(sp, "SLURM_CLUSTER_NAME", setting(ac, av, "cluster", ""), 1);
 	spank_getenv(sp, "SLURM_CLUSTER_NAME", cluster, sizeof cluster);
 	spank_getenv(sp, "SLURMD_NODENAME", node, sizeof node);
 	if (spank_get_item(sp, S_JOB_ID, &job) != ESPANK_SUCCESS)
@@ -109,6 +120,13 @@ static int wanted(spank_t sp)
 	return spank_getenv(sp, "SLURM_VMBATCH_VM", text, sizeof text) == ESPANK_SUCCESS && *text;
 }
 
+/* End the task, here in its own process: whatever Slurm makes of a plugin's return value, it does not run. */
+static void refuse(const char *what, const char *why)
+{
+	slurm_error("vmbatch: %s: %s; the task is refused, it must not run on the host", what, why);
+	_exit(NO_GUEST);
+}
+
 int slurm_spank_task_init(spank_t sp, int ac, char **av)
 {
 	const char *shell = setting(ac, av, "shell", "/usr/bin/vmbatch-remoteshell");
@@ -117,19 +135,17 @@ int slurm_spank_task_init(spank_t sp, int ac, char **av)
 	int count = 0;
 	if (spank_get_item(sp, S_JOB_STEPID, &step) == ESPANK_SUCCESS && step == EXTERN_STEP)
 		return ESPANK_SUCCESS;
-	if (!has_guest(sp, setting(ac, av, "run", "/run/vmbatch")) && !wanted(sp))
+	if (!has_guest(sp, ac, av) && !wanted(sp))
 		return ESPANK_SUCCESS;
 	if (spank_get_item(sp, S_JOB_ARGV, &count, &words) != ESPANK_SUCCESS ||
-	    spank_get_item(sp, S_JOB_ENV, &env) != ESPANK_SUCCESS) {
-		slurm_error("vmbatch: Slurm does not tell the task's command; the task is refused");
-		return ESPANK_ERROR;
-	}
+	    spank_get_item(sp, S_JOB_ENV, &env) != ESPANK_SUCCESS)
+		refuse(shell, "Slurm does not tell the task's command");
 	char **line = calloc((size_t)count + 2, sizeof *line);
 	if (!line)
-		return ESPANK_ERROR;
+		refuse(shell, strerror(errno));
 	line[0] = (char *)shell;
 	memcpy(line + 1, words, (size_t)count * sizeof *line);
 	execve(shell, line, env);
-	slurm_error("vmbatch: cannot run %s: %s; the task is refused, it must not run on the host", shell, strerror(errno));
-	return ESPANK_ERROR;
+	refuse(shell, strerror(errno));
+	return FAIL;
 }

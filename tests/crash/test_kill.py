@@ -9,7 +9,7 @@ from pathlib import Path
 
 import leaks as scanner
 import pytest
-from devsite import ROOT, VMBATCH, Site
+from devsite import NETWORK, ROOT, VMBATCH, Site
 
 from vmbatch import config, lifecycle
 
@@ -80,7 +80,7 @@ def test_a_lost_state_folder_is_no_lost_domain(site: Site) -> None:
     assert "no journal knows it" in done.stdout, done.stderr
     assert not [text for text in scanner.leaks(site) if text.startswith(("domain", "process"))]
     subprocess.run(["rm", "-rf", site.folder / "state", site.run_dir, site.folder / "scratch"], check=True)
-    subprocess.run(["nft", "delete", "table", "bridge", "vmbtest"], check=False)
+    subprocess.run(["nft", "delete", "table", "bridge", NETWORK], check=False)
 
 
 def test_a_reboot_is_noticed_by_the_boot_id(site: Site) -> None:

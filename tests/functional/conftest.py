@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import daemons
 import pytest
 from devsite import Site
+from slurmsite import SlurmSite, slurm_site
 
 from vmbatch import config, lifecycle, rundir
 from vmbatch.model import Guest, Job
@@ -73,3 +75,18 @@ def start(site: Site) -> Iterator[Callable[..., Running]]:
     yield begin
     for key in started:
         lifecycle.stop(conf, key)
+
+
+@pytest.fixture(scope="module")
+def slurm(processes: daemons.Daemons, libvirt: None, images: Any) -> Iterator[SlurmSite]:
+    """A Slurm of two nodes with vmbatch and its plugin."""
+    images("tiny")
+    with slurm_site(processes) as made:
+        yield made
+
+
+@pytest.fixture
+def work(alice: pwd.struct_passwd, slurm: SlurmSite) -> Iterator[Path]:
+    """alice's folder for one test. After it the nodes are idle, and nothing of any job stands."""
+    yield slurm.folder(alice)
+    slurm.settle()

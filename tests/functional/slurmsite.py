@@ -1,5 +1,7 @@
 """A Slurm with vmbatch installed on it, for tests."""
 
+import os
+import pwd
 import re
 import subprocess
 import time
@@ -13,6 +15,8 @@ import leaks as scanner
 from devsite import Site
 from slurmcluster import Cluster
 
+WHERE = "#!/bin/bash\necho host=$(hostname) step=$SLURM_PROCID\n"
+
 
 class SlurmSite:
     """One site, one cluster. `plugin` False: requests in --comment, no plugin."""
@@ -23,7 +27,15 @@ class SlurmSite:
     def settle(self) -> None:
         """Wait until both nodes are idle again, and nothing of any job stands."""
         self.cluster.idle()
-        assert scanner.leaks(self.site) == []
+        left = scanner.leaks(self.site)
+        assert left == [], left
+
+    def folder(self, owner: pwd.struct_passwd) -> Path:
+        """Make a folder to submit from."""
+        folder = self.site.folder / f"work-{len(list(self.site.folder.glob('work-*')))}"
+        folder.mkdir()
+        os.chown(folder, owner.pw_uid, owner.pw_gid)
+        return folder
 
     def out(self, job: str, cwd: Path) -> str:
         file = cwd / f"slurm-{job}.out"
@@ -72,3 +84,8 @@ def slurm_site(
 
 def lines(text: str, pattern: str) -> list[str]:
     return [line for line in text.splitlines() if re.search(pattern, line)]
+
+
+def submit(slurm: SlurmSite, owner: pwd.struct_passwd, work: Path, script: str, *options: str) -> str:
+    """sbatch a script into the tiny guest, with no input files; returns the job id."""
+    return slurm.cluster.submit(script, "--vm=tiny:in=none", *options, user=owner.pw_uid, cwd=work)

@@ -25,7 +25,7 @@ def entry(site: Site, name: str, **keys: object) -> None:
         "source": DEV / "images/tiny.qcow2",
         "kernel": DEV / "images/tiny.vmlinuz",
         "initrd": DEV / "images/tiny.initrd",
-        "kernel_args": "console=ttyS0 panic=1 acpi=noirq",
+        "kernel_args": "console=ttyS0 panic=1",
         "memory_mib": 192,
         "minimum_memory_mib": 96,
         "boot_timeout_s": 12,
@@ -78,7 +78,7 @@ def test_a_disk_without_anything_to_boot(site: Site) -> None:
 
 
 def test_a_kernel_that_panics(site: Site) -> None:
-    entry(site, "panic", kernel_args="console=ttyS0 panic=1 acpi=noirq rdinit=/nosuch root=/dev/nosuch")
+    entry(site, "panic", kernel_args="console=ttyS0 panic=1 rdinit=/nosuch root=/dev/nosuch")
     said, seconds = refused(site, "panic")
     assert "ended by itself" in said
     assert "it got as far as: kernel" in said

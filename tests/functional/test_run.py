@@ -11,7 +11,7 @@ from typing import Any
 
 import leaks as scanner
 import pytest
-from devsite import DEV, VMBATCH, Site, config_text
+from devsite import DEV, NETWORK, VMBATCH, WORKER, Site, config_text
 
 PYTHON_JOB = """\
 #!/usr/bin/env python3
@@ -153,16 +153,16 @@ def test_the_base_is_never_written_and_keeps_its_owner(site: Site) -> None:
 
 
 def test_dhcp_gives_the_slots_address(site: Site) -> None:
-    subprocess.run(["virsh", "-q", "net-destroy", "vmbtest"], capture_output=True, check=False)
-    subprocess.run(["virsh", "-q", "net-undefine", "vmbtest"], capture_output=True, check=False)
+    subprocess.run(["virsh", "-q", "net-destroy", NETWORK], capture_output=True, check=False)
+    subprocess.run(["virsh", "-q", "net-undefine", NETWORK], capture_output=True, check=False)
     site.configure(network={"addressing": "dhcp"})
     try:
         done = run(site, "tiny:in=none", "sh", "-c", "ifconfig eth0")
     finally:
         site.configure()
-        subprocess.run(["virsh", "-q", "net-destroy", "vmbtest"], capture_output=True, check=False)
-        subprocess.run(["virsh", "-q", "net-undefine", "vmbtest"], capture_output=True, check=False)
-    assert "inet addr:10.214.0.16 " in done.stdout, done.stdout + done.stderr
+        subprocess.run(["virsh", "-q", "net-destroy", NETWORK], capture_output=True, check=False)
+        subprocess.run(["virsh", "-q", "net-undefine", NETWORK], capture_output=True, check=False)
+    assert f"inet addr:10.214.{4 * WORKER}.16 " in done.stdout, done.stdout + done.stderr
 
 
 def test_an_old_machine_with_ide_and_e1000_only(site: Site, images: Any) -> None:

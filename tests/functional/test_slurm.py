@@ -1,45 +1,13 @@
-"""The real Slurm, two nodes on this host, an ordinary user: every way in which a job may live and end."""
+"""The real Slurm, two nodes on this host, an ordinary user: jobs in all their forms, and mistakes."""
 
+import json
 import os
 import pwd
-import signal
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import daemons
-import devsite
-import leaks as scanner
 import pytest
-from slurmsite import SlurmSite, lines, slurm_site
-
-WHERE = "#!/bin/bash\necho host=$(hostname) step=$SLURM_PROCID\n"
-
-
-@pytest.fixture(scope="module")
-def slurm(processes: daemons.Daemons, libvirt: None, images: Any) -> Iterator[SlurmSite]:
-    images("tiny")
-    with slurm_site(processes) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(slurm: SlurmSite) -> Iterator[None]:
-    yield
-    slurm.settle()
-
-
-@pytest.fixture
-def work(alice: pwd.struct_passwd, slurm: SlurmSite, request: pytest.FixtureRequest) -> Path:
-    folder = slurm.site.folder / "jobs" / request.node.name[:40].translate({91: None, 93: None, 47: None})
-    folder.mkdir(parents=True)
-    os.chown(folder, alice.pw_uid, alice.pw_gid)
-    return folder
-
-
-def submit(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path, script: str, *options: str) -> str:
-    return slurm.cluster.submit(script, "--vm=tiny:in=none", *options, user=alice.pw_uid, cwd=work)
+from slurmsite import WHERE, SlurmSite, lines, submit
 
 
 @pytest.mark.parametrize(("code", "shown"), [(0, "0:0"), (3, "3:0"), (137, "137:0"), (255, "255:0")])
@@ -56,7 +24,10 @@ def test_a_batch_script_runs_in_the_guest_with_its_exit_code(
 def test_an_unmodified_script_in_bash_with_input_beside_it(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path) -> None:
     (work / "data.txt").write_text("1\n2\n3\n")
     os.chown(work / "data.txt", alice.pw_uid, alice.pw_gid)
-    script = "#!/bin/bash\n#SBATCH --vm=tiny\n#SBATCH -J named\nsum=0\nwhile read n; do ((sum += n)); done < data.txt\necho $sum | tee sum.txt\n"
+    script = (
+        "#!/bin/bash\n#SBATCH --vm=tiny\n#SBATCH -J named\n"
+        "sum=0\nwhile read n; do ((sum += n)); done < data.txt\necho $sum | tee sum.txt\n"
+    )
     job = slurm.cluster.submit(script, user=alice.pw_uid, cwd=work)
     assert slurm.cluster.wait(job)["JobState"] == "COMPLETED"
     assert slurm.out(job, work) == "6\n"
@@ -146,8 +117,9 @@ def test_an_array_of_four(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path
 
 
 def test_two_nodes_of_one_job_on_one_host_do_not_collide(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path) -> None:
+    script = "echo $SLURMD_NODENAME; ifconfig eth0 | grep inet.addr"
     done = slurm.cluster.call(
-        "/usr/bin/srun", "-N2", "-n2", "--vm=tiny:in=none", "sh", "-c", "echo $SLURMD_NODENAME; ifconfig eth0 | grep inet.addr",
+        "/usr/bin/srun", "-N2", "-n2", "--vm=tiny:in=none", "sh", "-c", script,
         user=alice.pw_uid, cwd=work,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -188,113 +160,6 @@ def test_a_users_mistake_fails_the_job_with_our_sentence_and_costs_no_node(
     slurm.cluster.idle()
 
 
-def test_a_guest_that_never_boots_fails_the_job_with_its_console(
-    slurm: SlurmSite, alice: pwd.struct_passwd, work: Path
-) -> None:
-    folder = slurm.site.folder / "images.d"
-    folder.mkdir(exist_ok=True)
-    dev = devsite.DEV / "images"
-    (folder / "dead.toml").write_text(
-        f'source = "{dev}/tiny.qcow2"\nkernel = "{dev}/tiny.vmlinuz"\nkernel_args = "console=ttyS0 panic=1"\n'
-        "minimum_memory_mib = 96\nboot_timeout_s = 30\n"
-    )
-    slurm.site.configure(paths={"catalogue": folder})
-    try:
-        job = slurm.cluster.submit(WHERE, "--vm=dead", user=alice.pw_uid, cwd=work)
-        fields = slurm.cluster.wait(job)
-    finally:
-        slurm.site.configure()
-    assert (fields["JobState"], fields["ExitCode"]) == ("FAILED", "125:0")
-    assert "it got as far as: kernel" in slurm.out(job, work)
-    assert "Kernel panic" in slurm.out(job, work)
-
-
-def test_scancel_while_the_prolog_runs(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path) -> None:
-    job = submit(slurm, alice, work, WHERE)
-    daemons.wait_for(lambda: list(slurm.site.folder.glob("state/jobs/*/*/domain.xml")), 60, "the prolog")
-    slurm.cluster.run("/usr/bin/scancel", job)
-    assert slurm.cluster.wait(job)["JobState"] == "CANCELLED"
-    assert "host=" not in slurm.out(job, work)
-
-
-def test_scancel_while_the_job_runs_collects_its_files(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path) -> None:
-    job = submit(slurm, alice, work, "#!/bin/bash\necho half > result\necho on\nsleep 600\n")
-    slurm.says(work / f"slurm-{job}.out", "on\n")
-    slurm.cluster.run("/usr/bin/scancel", job)
-    assert slurm.cluster.wait(job)["JobState"] == "CANCELLED"
-    slurm.cluster.idle()
-    assert (work / "result").read_text() == "half\n"
-    assert (work / "result").stat().st_uid == alice.pw_uid
-
-
-def test_a_job_may_catch_the_signal_of_its_end(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path) -> None:
-    script = "#!/bin/bash\ntrap 'echo bye; exit 0' TERM\necho on\nwhile :; do sleep 0.1; done\n"
-    job = submit(slurm, alice, work, script)
-    slurm.says(work / f"slurm-{job}.out", "on\n")
-    slurm.cluster.run("/usr/bin/scancel", "--full", job)
-    slurm.cluster.wait(job)
-    assert "bye" in slurm.out(job, work)
-
-
-def test_the_time_limit_ends_the_job_and_its_files_are_collected(
-    slurm: SlurmSite, alice: pwd.struct_passwd, work: Path
-) -> None:
-    job = submit(slurm, alice, work, "#!/bin/bash\necho half > result\necho on\nsleep 600\n", "--time=0:01")
-    assert slurm.cluster.wait(job, timeout_s=180)["JobState"] == "TIMEOUT"
-    slurm.cluster.idle()
-    assert (work / "result").read_text() == "half\n"
-
-
-def test_requeue_gives_a_new_guest_and_takes_the_old_one(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path) -> None:
-    job = submit(slurm, alice, work, "#!/bin/bash\necho run $SLURM_RESTART_COUNT\nsleep 5\necho end\n", "--open-mode=append")
-    slurm.says(work / f"slurm-{job}.out", "run")
-    first = slurm.guest_ready(job)
-    slurm.cluster.run("/usr/bin/scontrol", "requeue", job)
-    slurm.says(work / f"slurm-{job}.out", "run 1", timeout_s=240)
-    second = slurm.guest_ready(job)
-    assert first != second and not first.exists()
-    assert slurm.cluster.wait(job)["JobState"] == "COMPLETED"
-    assert slurm.out(job, work).endswith("run 1\nend\n")
-
-
-def test_suspend_and_resume_stop_the_job_in_the_guest(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path) -> None:
-    job = submit(slurm, alice, work, "#!/bin/bash\nwhile :; do date +%s; sleep 0.2; done\n")
-    out = work / f"slurm-{job}.out"
-    daemons.wait_for(lambda: out.exists() and len(out.read_text().splitlines()) > 3, 90, "the job's output")
-    slurm.cluster.run("/usr/bin/scontrol", "suspend", job)
-    time.sleep(3)
-    before = len(out.read_text().splitlines())
-    time.sleep(3)
-    assert len(out.read_text().splitlines()) - before <= 1
-    slurm.cluster.run("/usr/bin/scontrol", "resume", job)
-    daemons.wait_for(lambda: len(out.read_text().splitlines()) > before + 5, 30, "more output")
-    stamps = [int(line) for line in out.read_text().splitlines() if line.isdigit()]
-    assert max(b - a for a, b in zip(stamps, stamps[1:], strict=False)) >= 4, "the guest's job stood still meanwhile"
-    slurm.cluster.run("/usr/bin/scancel", job)
-    slurm.cluster.wait(job)
-
-
-def test_slurmd_restarted_during_a_job_changes_nothing(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path) -> None:
-    job = submit(slurm, alice, work, "#!/bin/bash\necho on\nsleep 6\necho end\n", "-w", "n1")
-    slurm.says(work / f"slurm-{job}.out", "on\n")
-    old = slurm.cluster.slurmd["n1"]
-    old.send_signal(signal.SIGTERM)
-    old.wait(20)
-    slurm.cluster.start_node("n1")
-    assert slurm.cluster.wait(job)["JobState"] == "COMPLETED"
-    assert slurm.out(job, work) == "on\nend\n"
-
-
-def test_a_lost_guest_ends_the_job_at_once_with_120(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path) -> None:
-    job = submit(slurm, alice, work, "#!/bin/bash\necho on\nsleep 600\n")
-    slurm.says(work / f"slurm-{job}.out", "on\n")
-    facts = dict(line.partition(" ")[::2] for line in (slurm.guest_ready(job) / "state").read_text().splitlines())
-    os.kill(int(facts["pid"]), signal.SIGKILL)
-    fields = slurm.cluster.wait(job, timeout_s=20)
-    assert fields["ExitCode"] == "120:0"
-    assert "its QEMU process ended without a shutdown" in slurm.out(job, work)
-
-
 def test_a_job_without_vm_is_untouched(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path) -> None:
     before = sorted(path.name for path in (slurm.site.folder / "state").rglob("*"))
     job = slurm.cluster.submit(WHERE, "--comment=plain", user=alice.pw_uid, cwd=work)
@@ -308,6 +173,17 @@ def test_a_step_cannot_ask_for_a_guest_that_its_job_has_not(slurm: SlurmSite, al
     done = slurm.cluster.call("/usr/bin/salloc", "-Q", "sh", "-c", script, user=alice.pw_uid, cwd=work)
     assert os.uname().nodename not in done.stdout
     assert "there is no guest for this job on this node" in done.stderr
+
+
+def test_a_default_that_cannot_be_passed_on_is_no_job_on_the_host(
+    slurm: SlurmSite, alice: pwd.struct_passwd, work: Path
+) -> None:
+    for command in ("sbatch", "srun", "salloc"):
+        done = slurm.cluster.call(
+            f"/usr/bin/{command}", "hostname", user=alice.pw_uid, cwd=work, input=WHERE, env={"VMBATCH_VM": "a" * 1001}
+        )
+        assert done.returncode != 0 and done.stdout == ""
+        assert "at most 1000 bytes" in done.stderr
 
 
 def test_a_missing_shell_never_lets_the_job_run_on_the_host(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path) -> None:
@@ -325,8 +201,6 @@ def test_a_missing_shell_never_lets_the_job_run_on_the_host(slurm: SlurmSite, al
 
 
 def test_status_shell_logs_and_console_of_a_running_job(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path) -> None:
-    import json
-
     job = submit(slurm, alice, work, "#!/bin/bash\necho on\nsleep 600\n")
     slurm.says(work / f"slurm-{job}.out", "on\n")
     rows = json.loads(slurm.site.call("status", "--json").stdout)
@@ -339,6 +213,10 @@ def test_status_shell_logs_and_console_of_a_running_job(slurm: SlurmSite, alice:
     logs = slurm.site.call("logs", job, user=alice.pw_uid)
     assert " boot " in logs.stdout, logs.stderr
     assert "Linux version" in slurm.site.call("logs", job, "--console", user=alice.pw_uid).stdout
+    inside = slurm.cluster.call(
+        "/usr/bin/srun", "--jobid", job, "--overlap", "-Q", "-n1", "hostname", user=alice.pw_uid, cwd=work
+    )
+    assert inside.stdout == f"job-{job}\n", inside.stderr
     far = slurm.cluster.call(
         "/usr/bin/srun", "--jobid", job, "--overlap", "-Q", "-n1", "vmbatch", "logs", user=alice.pw_uid, cwd=work
     )
@@ -368,29 +246,3 @@ def test_doctor_and_check_know_this_slurm(slurm: SlurmSite) -> None:
     assert (
         slurm.site.call("install", "--scheduler", "slurm", "--prefix", slurm.site.folder / "usr", "--check").returncode == 0
     )
-
-
-def test_a_broken_node_is_drained_and_the_job_requeued(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path) -> None:
-    """libvirtd down is the node's fault: Slurm drains it and requeues the job, as the README says."""
-    slurm.site.configure(libvirt={"uri": "qemu+unix:///system?socket=/nonexistent/libvirt-sock"})
-    try:
-        job = submit(slurm, alice, work, WHERE, "-w", "n2")
-        daemons.wait_for(lambda: "dr" in slurm.cluster.states()["n2"], 60, "the drain of n2")
-        fields = slurm.cluster.job(job)
-        assert fields["JobState"] == "PENDING" and fields["Restarts"] == "1"
-    finally:
-        slurm.site.configure()
-        slurm.cluster.run("/usr/bin/scancel", job)
-        slurm.cluster.wait(job)
-        slurm.cluster.resume()
-    assert "host=" not in slurm.out(job, work)
-    assert "libvirt" in (slurm.cluster.folder / "slurmd.n2.log").read_text()
-
-
-def test_the_scanner_itself_finds_a_running_guest(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path) -> None:
-    job = submit(slurm, alice, work, "#!/bin/bash\necho on\nsleep 600\n")
-    slurm.says(work / f"slurm-{job}.out", "on\n")
-    kinds = {text.split()[0] for text in scanner.leaks(slurm.site)}
-    assert {"domain", "process", "file", "tap", "nft"} <= kinds
-    slurm.cluster.run("/usr/bin/scancel", job)
-    slurm.cluster.wait(job)

@@ -41,6 +41,11 @@ def test_any_slurm_conf_comes_back_unchanged(lines: list[str]) -> None:
     assert installation.slurm_lines(once, PLACE)[0] == once
 
 
+@pytest.mark.parametrize(("conf", "name"), [(CONF, "x"), ("clustername = My_C  # c\n", "my_c"), ("#ClusterName=a\n", "")])
+def test_the_plugin_is_told_the_clusters_name(conf: str, name: str) -> None:
+    assert installation.cluster_name(conf) == name
+
+
 def test_a_pattern_as_prolog_is_refused_with_what_to_do() -> None:
     with pytest.raises(SiteError, match="a pattern") as caught:
         installation.slurm_lines("Prolog=/etc/slurm/prolog.d/*\n", PLACE)

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import hashlib
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ EXAMPLES = """\
 vmbatch install --scheduler slurm --check
 vmbatch install --scheduler slurm
 vmbatch install --scheduler slurm --uninstall"""
+_HEADERS = Path("/usr/include/slurm")
 _FIRST_CONFIG = "# See vmbatch.toml(5), or: vmbatch config --explain\n"
 
 
@@ -98,20 +100,25 @@ def _write(path: Path, text: str, mode: int) -> None:
     fresh.replace(path)
 
 
+def _plugin_mark() -> str:
+    """What the plugin is made of: our source, and the headers of this Slurm, which change with its version."""
+    parts = [installation.source("spank", "vmbatch.c"), *sorted(_HEADERS.glob("*.h"))]
+    return hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
+
+
 def _plugin_is_old(place: installation.Layout) -> bool:
-    source = installation.source("spank", "vmbatch.c")
-    return not place.plugin.exists() or place.plugin.stat().st_mtime < source.stat().st_mtime
+    return not place.plugin.exists() or _plugin_mark().encode() not in place.plugin.read_bytes()
 
 
 def _compile(place: installation.Layout) -> None:
-    if not Path("/usr/include/slurm/spank.h").exists():
+    if not (_HEADERS / "spank.h").exists():
         raise SiteError(
             "the plugin for --vm cannot be compiled: slurm/spank.h is missing",
             "apt-get install gcc libslurm-dev, then run this again",
         )
     fresh = place.plugin.with_suffix(".new")
     source = installation.source("spank", "vmbatch.c")
-    run(["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-o", fresh, source], timeout_s=120)
+    run(["gcc", "-shared", "-fPIC", "-O2", "-Wall", f'-DMARK="{_plugin_mark()}"', "-o", fresh, source], timeout_s=120)
     fresh.chmod(0o755)
     fresh.replace(place.plugin)
 
@@ -121,6 +128,7 @@ def _say_rest(place: installation.Layout) -> None:
         f"done; now run: scontrol reconfigure, and restart slurmd on this node\n"
         f"the plugin and {place.plugstack} belong on login nodes too\n"
         "recommended in slurm.conf: SchedulerParameters=nohold_on_prolog_fail\n"
+        "after crashes and reboots: systemctl enable --now vmbatch-reap.timer\n"
         "then: vmbatch doctor"
     )
 

@@ -1,6 +1,10 @@
-"""Overlays: the job's own writes, above a base that is never written."""
+"""Overlays: the job's own writes, above a base that is never written.
+
+A kernel that is booted directly is copied for each job: libvirt gives it to QEMU's user, who must not own what others boot.
+"""
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -21,6 +25,10 @@ def overlay(config: Config, guest: Guest, journal: Journal) -> None:
     guest.scratch.mkdir(mode=0o711)
     for disk in guest.disks:
         _create(disk.overlay, disk.base, disk.base_format)
+    for ours, source in ((guest.own_kernel, guest.kernel), (guest.own_initrd, guest.initrd)):
+        if source and ours:
+            shutil.copyfile(source, ours)
+            ours.chmod(0o600)
 
 
 def check_space(folder: Path) -> None:

@@ -14,7 +14,7 @@ from vmbatch.process import run
 
 PACKAGES = ("bash", "busybox-static", "dropbear-bin")
 SIZE_MIB = 4096
-KERNEL_ARGS = "console=tty0 console=ttyS0 panic=1 i8042.noaux i8042.nokbd acpi=noirq"
+KERNEL_ARGS = "console=tty0 console=ttyS0 panic=1 i8042.noaux i8042.nokbd"
 ENTRY = {
     "description": "small guest for tests and first steps",
     "memory_mib": 192,
