@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pwd
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import daemons
 import devsite
 import leaks as scanner
 import pytest
+from people import user
 
 shared: list[contextlib.ExitStack] = []
 
@@ -23,8 +23,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         shared[0].callback(running.stop)
         daemons.libvirt(running)
         daemons.munge(running)
-        for name in ("vmbalice", "vmbbob"):
-            shared[0].enter_context(contextlib.contextmanager(_user)(name))
+        for name in ("vmbalice", "vmbbob", "vmbcarol"):
+            shared[0].enter_context(user(name))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -69,26 +69,25 @@ def no_leaks(site: devsite.Site) -> Iterator[None]:
     assert scanner.leaks(site) == []
 
 
-def _user(name: str) -> Iterator[pwd.struct_passwd]:
-    try:
-        entry = pwd.getpwnam(name)
-        yield entry
-    except KeyError:
-        subprocess.run(["useradd", "-m", "-s", "/bin/bash", name], check=True)
-        yield pwd.getpwnam(name)
-        subprocess.run(["userdel", "-r", name], capture_output=True, check=False)
-
-
 @pytest.fixture(scope="session")
 def alice() -> Iterator[pwd.struct_passwd]:
     """An ordinary user."""
-    yield from _user("vmbalice")
+    with user("vmbalice") as entry:
+        yield entry
 
 
 @pytest.fixture(scope="session")
 def bob() -> Iterator[pwd.struct_passwd]:
     """Another ordinary user."""
-    yield from _user("vmbbob")
+    with user("vmbbob") as entry:
+        yield entry
+
+
+@pytest.fixture(scope="session")
+def carol() -> Iterator[pwd.struct_passwd]:
+    """One whose processes a test may kill."""
+    with user("vmbcarol") as entry:
+        yield entry
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from vmbatch import config, lifecycle
+
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # tests that run at once keep apart
 NETWORK = f"vmbtest{WORKER}"
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,10 +69,10 @@ def _image(name: str) -> None:
                 digest.update(file.read_bytes())
     if stamp.exists() and stamp.read_text() == digest.hexdigest():
         return
-    config = DEV / f"{name}.build.toml"
-    config.write_text(config_text(DEV, DEV / "run"))
+    conf = DEV / f"{name}.build.toml"
+    conf.write_text(config_text(DEV, DEV / "run"))
     recipe, *options = IMAGES[name]
-    argv = [VMBATCH, "--config", config, "image", "build", recipe, "--name", name, *options]
+    argv = [VMBATCH, "--config", conf, "image", "build", recipe, "--name", name, *options]
     print(f"building image {name} ...", file=sys.stderr, flush=True)
     subprocess.run([str(word) for word in argv], check=True)
     stamp.write_text(digest.hexdigest())
@@ -87,6 +89,9 @@ class Site:
         self.run_dir = base / f"vmb{self.folder.name[-8:]}"
         self.config = self.folder / "vmbatch.toml"
         self.sections = sections
+        if os.geteuid() == 0:  # libvirt is one for all sites of this machine: no two jobs of theirs have one name
+            (self.folder / "state" / "local").mkdir(parents=True)
+            (self.folder / "state" / "local" / str(10000 * WORKER)).touch()
         self.configure()
 
     def configure(self, **sections: dict[str, Any]) -> None:
@@ -113,9 +118,9 @@ class Site:
 
     def close(self) -> None:
         """Take the site away; what a failed test left running goes with it."""
-        if any(self.folder.glob("state/jobs/*")):
-            self.configure()
-            self.call("reap")
+        self.configure()
+        for folder in self.folder.glob("state/jobs/*"):
+            lifecycle.stop(config.load(self.config), folder.name)
         if os.geteuid() == 0:
             for words in (("net-destroy", NETWORK), ("net-undefine", NETWORK)):
                 subprocess.run(["virsh", "-q", "-c", "qemu:///system", *words], capture_output=True, check=False)

@@ -2,15 +2,18 @@
 
 import os
 import re
+import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 from daemons import Daemons, munge, wait_for
+from devsite import WORKER
 
+CLUSTER = f"vmtest{WORKER}"
 CONF = """\
-ClusterName=vmtest
+ClusterName={cluster}
 SlurmctldHost={host}
 AuthType=auth/munge
 AuthInfo=cred_expire=30
@@ -39,19 +42,28 @@ PartitionName=p Nodes=ALL Default=YES MaxTime=INFINITE OverTimeLimit=0 State=UP
 """
 
 
+def _free_ports(count: int) -> list[int]:
+    """Ports that nothing uses just now: a cluster on the last one's ports may meet its last processes."""
+    sockets = [socket.create_server(("", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
 class Cluster:
     """slurmctld and slurmd as children of ours, in the foreground."""
 
-    def __init__(self, folder: Path, daemons: Daemons, extra: str = "") -> None:
+    def __init__(self, folder: Path, daemons: Daemons, extra: str = "", cpus: int = 0) -> None:
         self.folder, self.daemons = folder, daemons
         self.conf = folder / "slurm.conf"
         for name in ("state", "spool.n1", "spool.n2"):
             (folder / name).mkdir(parents=True)
         host = os.uname().nodename.partition(".")[0]
-        port = 10000 + os.getpid() % 20000 // 4 * 4  # two clusters on one machine keep apart
-        cpus = max(1, (os.cpu_count() or 1) // 2)
+        port, port1, port2 = _free_ports(3)
+        cpus = cpus or max(1, (os.cpu_count() or 1) // 2)
         self.conf.write_text(
-            CONF.format(host=host, dir=folder, cpus=cpus, extra=extra, port=port, port1=port + 1, port2=port + 2)
+            CONF.format(cluster=CLUSTER, host=host, dir=folder, cpus=cpus, extra=extra, port=port, port1=port1, port2=port2)
         )
         self.env = {**os.environ, "SLURM_CONF": str(self.conf), "SHELL": "/bin/bash"}
         self.slurmd: dict[str, subprocess.Popen[bytes]] = {}

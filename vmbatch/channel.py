@@ -114,7 +114,10 @@ class Channel:
             if not self._to_guest:
                 return
             select.select([], [self._in], [], 0.1)
-            self.push()
+            try:
+                self.push()
+            except LostError:  # said before, or of no matter at the end
+                return
 
     # --- the loop ---
 

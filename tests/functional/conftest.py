@@ -11,7 +11,7 @@ from typing import Any
 
 import daemons
 import pytest
-from devsite import Site
+from devsite import WORKER, Site
 from slurmsite import SlurmSite, slurm_site
 
 from vmbatch import config, lifecycle, rundir
@@ -60,7 +60,7 @@ def start(site: Site) -> Iterator[Callable[..., Running]]:
     """Return a function that starts a guest for a user; all are stopped at the end of the module."""
     conf = config.load(site.config)
     started: list[str] = []
-    numbers = iter(range(1000, 2000))
+    numbers = iter(range(1000 + 10000 * WORKER, 10000 * (WORKER + 1)))
 
     def begin(owner: pwd.struct_passwd, request: str = "tiny", workdir: Path | None = None) -> Running:
         number = str(next(numbers))

@@ -3,6 +3,7 @@
 import os
 import pwd
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import daemons
 import leaks as scanner
 from devsite import Site
-from slurmcluster import Cluster
+from slurmcluster import CLUSTER, Cluster
 
 WHERE = "#!/bin/bash\necho host=$(hostname) step=$SLURM_PROCID\n"
 
@@ -45,7 +46,7 @@ class SlurmSite:
         """Wait until the job's guest is ready; returns its folder."""
         deadline = time.monotonic() + timeout_s
         while True:
-            for link in self.site.run_dir.glob(f"by-job/slurm-vmtest-*-{job}"):
+            for link in self.site.run_dir.glob(f"by-job/slurm-{CLUSTER}-*-{job}"):
                 if (link / "state").exists() and (link / "state").read_text().startswith("state ready"):
                     return link.resolve()
             assert time.monotonic() < deadline, f"the guest of job {job} is not ready: {self.cluster.job(job)}"
@@ -60,19 +61,21 @@ class SlurmSite:
 
 @contextmanager
 def slurm_site(
-    processes: daemons.Daemons, extra: str = "", plugin: bool = True, **sections: dict[str, Any]
+    processes: daemons.Daemons, extra: str = "", plugin: bool = True, cpus: int = 0, **sections: dict[str, Any]
 ) -> Iterator[SlurmSite]:
     """Start a cluster with vmbatch on it; stop and remove everything at the end."""
     own = daemons.Daemons()
     daemons.munge(processes)
     with Site(**sections) as site:
-        cluster = Cluster(site.folder / "slurm", own, extra)
+        cluster = Cluster(site.folder / "slurm", own, extra, cpus)
         site.sections["slurm"] = {"conf": cluster.conf, "comment": not plugin}
         site.configure()
         done = site.call("install", "--scheduler", "slurm", "--prefix", site.folder / "usr")
         assert done.returncode == 0, done.stdout + done.stderr
         if not plugin:
             (cluster.folder / "plugstack.conf").write_text("")
+        if "JobSubmitPlugins=lua" in extra:
+            shutil.copy(site.folder / "usr/libexec/vmbatch/slurm/job_submit.lua", cluster.folder)
         try:
             yield SlurmSite(site, cluster.start())
         finally:

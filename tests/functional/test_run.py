@@ -182,36 +182,36 @@ def test_an_old_machine_with_ide_and_e1000_only(site: Site, images: Any) -> None
 
 
 @pytest.fixture
-def own(alice: pwd.struct_passwd, site: Site) -> Iterator[Path]:
-    """A configuration of alice's own, and what her session leaves running taken away."""
-    folder = Path(alice.pw_dir) / "vmb"
+def own(carol: pwd.struct_passwd, site: Site) -> Iterator[Path]:
+    """A configuration of carol's own, and what her session leaves running taken away."""
+    folder = Path(carol.pw_dir) / "vmb"
     folder.mkdir(exist_ok=True)
     config = folder / "vmbatch.toml"
     text = config_text(folder, folder / "run").replace('scratch = "', 'scratch = "', 1)
     config.write_text(text.replace("[network]", "[unused]").partition("[unused]")[0])
     for path in (folder, config):
-        os.chown(path, alice.pw_uid, alice.pw_gid)
+        os.chown(path, carol.pw_uid, carol.pw_gid)
     yield config
-    subprocess.run(["pkill", "-u", "vmbalice"], check=False)
+    subprocess.run(["pkill", "-u", "vmbcarol"], check=False)
 
 
-def test_an_ordinary_user_needs_no_root(own: Path, alice: pwd.struct_passwd, site: Site, tmp_path: Path) -> None:
-    work = Path(alice.pw_dir) / "session"
+def test_an_ordinary_user_needs_no_root(own: Path, carol: pwd.struct_passwd, site: Site, tmp_path: Path) -> None:
+    work = Path(carol.pw_dir) / "session"
     work.mkdir()
-    os.chown(work, alice.pw_uid, alice.pw_gid)
+    os.chown(work, carol.pw_uid, carol.pw_gid)
     (work / "in.txt").write_text("mine\n")
     argv = [str(VMBATCH), "--config", str(own), "run", "--image", "tiny", "--",
             "sh", "-c", "id -un; cat in.txt; echo out > out; exit 4"]  # fmt: skip
-    env = {"PATH": "/usr/bin:/bin", "HOME": alice.pw_dir, "USER": "vmbalice"}
+    env = {"PATH": "/usr/bin:/bin", "HOME": carol.pw_dir, "USER": "vmbcarol"}
     done = subprocess.run(
-        argv, cwd=work, env=env, user=alice.pw_uid, group=alice.pw_gid, extra_groups=[], capture_output=True, text=True,
+        argv, cwd=work, env=env, user=carol.pw_uid, group=carol.pw_gid, extra_groups=[], capture_output=True, text=True,
         timeout=180, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (4, "vmbalice\nmine\n"), done.stderr
-    assert (work / "out").stat().st_uid == alice.pw_uid
+    assert (done.returncode, done.stdout) == (4, "vmbcarol\nmine\n"), done.stderr
+    assert (work / "out").stat().st_uid == carol.pw_uid
     left = [path for path in own.parent.rglob("*") if path.name in ("disk0.qcow2", "context.iso") or path.is_socket()]
     assert left == []
-    processes = subprocess.run(["pgrep", "-u", "vmbalice", "-a"], capture_output=True, text=True, check=False).stdout
+    processes = subprocess.run(["pgrep", "-u", "vmbcarol", "-a"], capture_output=True, text=True, check=False).stdout
     assert "qemu-system" not in processes and "ssh" not in processes
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from vmbatch.catalogue import NAME
 from vmbatch.config import Config
 from vmbatch.errors import SiteError, UserError
+from vmbatch.images import store
 from vmbatch.process import Identity, identify
 
 RECIPES = ("tiny", "debian12")
@@ -42,9 +43,10 @@ def build(
         parts = module.build(work, target, extra, kernel, say)
         say("hashing")
         entry = {**module.ENTRY, **{part: path.name for part, path in parts.items()}, "sha512": sha512(target)}
-        for path in (target, *parts.values()):
-            path.chmod(0o444)
-            _replace(path, folder / path.name)
+        with store.unused(config, folder / target.name):
+            for path in (target, *parts.values()):
+                path.chmod(0o444)
+                _replace(path, folder / path.name)
         return _register(config, name, {"source": target.name, "format": "qcow2", **entry})
     finally:
         shutil.rmtree(work, ignore_errors=True)

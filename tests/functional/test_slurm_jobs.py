@@ -178,9 +178,9 @@ def test_a_step_cannot_ask_for_a_guest_that_its_job_has_not(slurm: SlurmSite, al
 def test_a_default_that_cannot_be_passed_on_is_no_job_on_the_host(
     slurm: SlurmSite, alice: pwd.struct_passwd, work: Path
 ) -> None:
-    for command in ("sbatch", "srun", "salloc"):
+    for command, *words in (("sbatch",), ("srun", "hostname"), ("salloc", "hostname")):
         done = slurm.cluster.call(
-            f"/usr/bin/{command}", "hostname", user=alice.pw_uid, cwd=work, input=WHERE, env={"VMBATCH_VM": "a" * 1001}
+            f"/usr/bin/{command}", *words, user=alice.pw_uid, cwd=work, input=WHERE, env={"VMBATCH_VM": "a" * 1001}
         )
         assert done.returncode != 0 and done.stdout == ""
         assert "at most 1000 bytes" in done.stderr
