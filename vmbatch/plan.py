@@ -93,7 +93,7 @@ def plan(
         key=job.key,
         n=n,
         name=name,
-        uuid=str(uuid.uuid5(_NAMESPACE, f"{node.boot_id}/{name}")),
+        uuid=str(uuid.uuid5(_NAMESPACE, f"{config.paths.state}/{node.boot_id}/{name}")),
         hostname=_hostname(job),
         boot_id=node.boot_id,
         scheduler=job.scheduler,

@@ -116,18 +116,51 @@ def test_four_at_once(site: Site) -> None:
     assert len(set(names)) == 4
 
 
-def test_eight_at_once_where_three_fit(site: Site) -> None:
-    site.configure(limits={"max_guests": 3, "slot_timeout_s": 2})
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"max_guests": 3}, "3 of 3 guests are in use"),
+        ({"max_guest_memory_mib": 900}, "of 900 MiB are in use"),
+    ],
+)
+def test_eight_at_once_where_three_fit(site: Site, limits: dict[str, int], said: str) -> None:
+    site.configure(limits={**limits, "slot_timeout_s": 2})
     argv = [str(VMBATCH), "--config", str(site.config), "run", "--image", "tiny:in=none", "--", "sleep", "15"]
     try:
         running = [subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd="/tmp") for _ in range(8)]
         errors = [one.communicate(timeout=180)[1] for one in running]
     finally:
         site.configure()
-    assert sorted(one.returncode for one in running) == [0] * 3 + [125] * 5
+    assert sorted(one.returncode for one in running) == [0] * 3 + [125] * 5, errors
     refused = [text for text in errors if text]
     assert len(refused) == 5
-    assert all("3 of 3 guests are in use" in text and "within 2 s" in text for text in refused)
+    assert all(said in text and "within 2 s" in text for text in refused), refused
+
+
+def test_the_scratch_folder_is_the_jobs_and_may_vanish_under_the_guest(site: Site) -> None:
+    (site.folder / "tmp" / "local").mkdir(parents=True)
+    site.configure(paths={"scratch": site.folder / "tmp" / "%u-%j"})
+    running = long_run(site)
+    try:
+        assert running.stdout is not None and running.stdout.readline() == "on\n"
+        (place,) = (site.folder / "tmp").glob("*-*/*")
+        assert (place / "disk0.qcow2").exists()
+        subprocess.run(["rm", "-rf", place.parent], check=True)  # as batch systems do with a job's TMPDIR
+        os.killpg(running.pid, signal.SIGINT)
+        running.communicate(timeout=60)
+        assert list((site.folder / "tmp").glob("*-*/*")) == []
+        site.configure(paths={"scratch": "%t/vmbatch"})
+        done = run(site, "tiny:in=none", "true", env={**os.environ, "TMPDIR": str(site.folder / "tmp" / "local")})
+        assert done.returncode == 0, done.stderr
+        newest = max(site.folder.glob("state/archive/*/*/guest.json"), key=lambda file: file.stat().st_mtime)
+        assert "/tmp/local/vmbatch/" in newest.read_text()
+        refused = run(
+            site, "tiny:in=none", "true", env={name: value for name, value in os.environ.items() if name != "TMPDIR"}
+        )
+        assert refused.returncode == 125 and "no TMPDIR" in refused.stderr
+    finally:
+        running.kill()
+        site.configure()
 
 
 def test_a_full_disk_is_said_with_path_and_bytes(site: Site) -> None:

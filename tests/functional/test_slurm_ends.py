@@ -120,6 +120,24 @@ def test_a_lost_guest_ends_the_job_at_once_with_120(slurm: SlurmSite, alice: pwd
     assert "its QEMU process ended without a shutdown" in slurm.out(job, work)
 
 
+def test_a_full_node_fails_the_job_with_the_numbers_and_stays_in_service(
+    slurm: SlurmSite, alice: pwd.struct_passwd, work: Path
+) -> None:
+    slurm.site.configure(limits={"max_guests": 1, "slot_timeout_s": 1})
+    try:
+        first = submit(slurm, alice, work, "#!/bin/bash\necho on\nsleep 600\n", "-w", "n1")
+        slurm.says(work / f"slurm-{first}.out", "on\n")
+        second = submit(slurm, alice, work, WHERE, "-w", "n2")  # another node on the same host
+        assert slurm.cluster.wait(second)["ExitCode"] == "125:0"
+    finally:
+        slurm.site.configure()
+    assert "1 of 1 guests are in use" in slurm.out(second, work)
+    assert "host=" not in slurm.out(second, work)
+    assert "dr" not in slurm.cluster.states()["n2"]
+    slurm.cluster.run("/usr/bin/scancel", first)
+    slurm.cluster.wait(first)
+
+
 def test_a_broken_node_is_drained_and_the_job_requeued(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path) -> None:
     """libvirtd down is the node's fault: Slurm drains it and requeues the job, as the README says."""
     slurm.site.configure(libvirt={"uri": "qemu+unix:///system?socket=/nonexistent/libvirt-sock"})

@@ -93,3 +93,9 @@ def test_another_template_only_where_the_image_allows_it() -> None:
 def _config(tmp_path: Path) -> None:
     global CONFIG
     CONFIG = things.config(tmp_path)
+
+
+def test_guests_of_two_sites_never_share_a_uuid(tmp_path: Path) -> None:
+    conf = things.config(tmp_path)
+    other = replace(conf, paths=replace(conf.paths, state=tmp_path / "other"))
+    assert things.guest(conf).uuid == things.guest(conf).uuid != things.guest(other).uuid

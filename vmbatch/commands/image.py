@@ -1,6 +1,7 @@
 """vmbatch image: build images, list the catalogue."""
 
 import argparse
+import signal
 import sys
 import time
 
@@ -41,6 +42,7 @@ def main(options: argparse.Namespace) -> int:
         if not options.quiet:
             print(f"[{time.monotonic() - began:5.1f} s] {text}", file=sys.stderr, flush=True)
 
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # on the way out the build is removed
     name = options.name or options.recipe
     file = build.build(config, options.recipe, name=name, extra=options.package, kernel=options.kernel, say=say)
     say(f"done: image {name} is in the catalogue ({file})")

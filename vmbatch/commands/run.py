@@ -24,7 +24,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", required=True, metavar="REQUEST", help="image, or a whole VM request")
     for field in FIELDS:
         action = "append" if field.many else "store"
-        parser.add_argument(f"--{field.name}", dest=f"vm_{field.attribute}", action=action, help=field.help)
+        parser.add_argument(
+            f"--{field.name}", dest=f"vm_{field.attribute}", action=action, metavar=field.name.upper(), help=field.help
+        )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress display")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="command and arguments, after --")
 

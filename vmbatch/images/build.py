@@ -36,6 +36,8 @@ def build(
     folder.mkdir(parents=True, exist_ok=True, mode=0o755)
     config.paths.catalogue.mkdir(parents=True, exist_ok=True, mode=0o755)
     sweep(folder)
+    with store.unused(config, folder / f"{name}.qcow2"):
+        pass  # better said now than after the work
     me = identify(os.getpid())
     work = Path(tempfile.mkdtemp(prefix=f".build-{os.getpid()}-{me.start if me else 0}-", dir=folder))
     try:
