@@ -28,7 +28,7 @@ def command(words: list[bytes], workdir: bytes, terminal: bool) -> tuple[Command
     script: Script | None = None
     carried = b""
     if not words and terminal:
-        words = [os.fsencode(os.environ.get("SHELL", "/bin/sh")), b"-l"]
+        words = [b"/bin/sh", b"-c", b'[ -x "$SHELL" ] || SHELL=/bin/sh; exec "$SHELL" -l']
     elif not words or words[0] == b"-s":
         words, script = _from_stdin(words)
     elif words[0] == b"-c":

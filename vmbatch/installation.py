@@ -70,7 +70,7 @@ def source(*names: str) -> Path:
 
 def entry(module: str, call: str) -> str:
     """A root-owned entry point: Python by its absolute path, isolated from the caller's environment and folders."""
-    return f"#!{sys.executable} -I\nimport sys\n\nfrom vmbatch.{module} import main\n\nsys.exit({call})\n"
+    return f"#!{sys.executable} -I\nimport sys\n\nfrom vmbatch.{module} import main\n\n{call}\n"
 
 
 def files(place: Layout, before: dict[str, str]) -> dict[Path, tuple[str, int]]:
@@ -78,9 +78,12 @@ def files(place: Layout, before: dict[str, str]) -> dict[Path, tuple[str, int]]:
     words = ["--config", str(place.config_file), "--shell", str(place.shell)]
     cluster = f" cluster={place.cluster}" if place.cluster else ""
     result = {
-        place.libexec / "vmbatch-hook": (entry("hook", f"main([*sys.argv[1:], *{words!r}])"), 0o755),
-        place.libexec / "vmbatch-reap": (entry("cli", f"main(['--config', {str(place.config_file)!r}, 'reap'])"), 0o755),
-        place.shell: (entry("remoteshell", f"main(sys.argv, {str(place.run)!r})"), 0o755),
+        place.libexec / "vmbatch-hook": (entry("hook", f"sys.exit(main([*sys.argv[1:], *{words!r}]))"), 0o755),
+        place.libexec / "vmbatch-reap": (
+            entry("cli", f"sys.exit(main(['--config', {str(place.config_file)!r}, 'reap']))"),
+            0o755,
+        ),
+        place.shell: (entry("remoteshell", f"main(sys.argv, {str(place.run)!r}, leave=True)"), 0o755),
         place.plugstack: (f"required {place.plugin} shell={place.shell} run={place.run}{cluster}\n", 0o644),
     }
     for name in ("prolog", "epilog", "task_prolog"):

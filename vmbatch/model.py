@@ -124,7 +124,6 @@ class Person:
     uid: int
     gid: int
     home: Path
-    shell: str
     groups: tuple[tuple[str, int], ...]
 
 

@@ -34,8 +34,7 @@ def person(uid: int, gid: int | None = None) -> Person:
     primary = entry.pw_gid if gid is None else gid
     ids = [primary, *(g for g in os.getgrouplist(entry.pw_name, entry.pw_gid) if g != primary)]
     groups = tuple((_group_name(one), one) for one in ids)
-    shell = entry.pw_shell or "/bin/sh"
-    return Person(entry.pw_name, uid, primary, Path(entry.pw_dir), shell, groups)
+    return Person(entry.pw_name, uid, primary, Path(entry.pw_dir), groups)
 
 
 def _group_name(gid: int) -> str:

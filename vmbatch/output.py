@@ -36,7 +36,7 @@ def bring_in(channel: Channel, facts: dict[str, str], first: bool, carried: byte
             say(problem)
             return REFUSED
     if first:
-        channel.send(b"M")
+        channel.send(b"M", b"1" if names != [] else b"")
     return 0
 
 

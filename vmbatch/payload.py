@@ -54,7 +54,6 @@ def params(told: Payload) -> str:
         "GID": str(told.person.gid),
         "GROUPS": groups,
         "HOME": str(told.person.home),
-        "SHELL": told.person.shell,
         "HOSTNAME": told.hostname,
         "WORKDIR": str(told.workdir),
         "MAC": nic.mac,

@@ -3,25 +3,35 @@
 Exit codes: the job's own; 128+n for a signal; 120 the guest was lost or went down; 121 the job ended well but its files
 could not all be collected; 125 there is no guest; 126, 127 as a shell. It never runs anything on the host.
 
-Imports os, sys, signal, select, fcntl and nothing that needs more: every task of a job pays for its start.
+Imports os, sys, signal, select, fcntl and nothing that needs more: every task of a job pays for its start. What is not
+needed to start ssh is imported while ssh connects.
 """
 
 import os
 import select
-import signal
 import sys
 
-from vmbatch import callforms, joblink
+from vmbatch import joblink
 from vmbatch.channel import Channel, Command, LostError, size
-from vmbatch.turns import Turn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmbatch.turns import Turn
 
 LOST, INCOMPLETE, NO_GUEST = 120, 121, 125
 
 _PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGTSTP", "SIGCONT", "SIGWINCH")
 
 
-def main(argv: list[str] | None = None, run_root: str = "/run/vmbatch") -> int:
-    """Run the job's shell; `argv` as the scheduler gives it. Returns the exit code."""
+def main(argv: list[str] | None = None, run_root: str = "/run/vmbatch", leave: bool = False) -> int:
+    """Run the job's shell; `argv` as the scheduler gives it. Returns the exit code, or ends the process with it at once."""
+    code = _main(argv, run_root)
+    if leave:
+        os._exit(code)
+    return code
+
+
+def _main(argv: list[str] | None, run_root: str) -> int:
     try:
         words = [os.fsencode(word) for word in (sys.argv if argv is None else argv)[1:]]
         folder = find_guest(dict(os.environ), run_root)
@@ -104,14 +114,17 @@ class _Shell:
         self.signals, self._wake = os.pipe()
 
     def run(self, words: list[bytes]) -> int:
-        command, carried = callforms.command(words, os.fsencode(self.facts.get("workdir", "/")), self.terminal)
-        if self.terminal:
-            command.terminal = _terminal_size()
-        _catch_signals(self._wake)
         self.channel = Channel(f"{self.folder}/ssh_config", (), self.signals, self.qemu)
         self.channel.on_signal = self._on_signal
+        from vmbatch import callforms
+        from vmbatch.turns import Turn
+
+        _catch_signals(self._wake)
         turn = Turn(self.folder)
         try:
+            command, carried = callforms.command(words, os.fsencode(self.facts.get("workdir", "/")), self.terminal)
+            if self.terminal:
+                command.terminal = _terminal_size()
             staged = self._stage_in(turn, carried)
             if staged:
                 return staged
@@ -126,7 +139,7 @@ class _Shell:
 
     # --- files ---
 
-    def _stage_in(self, turn: Turn, carried: bytes) -> int:
+    def _stage_in(self, turn: "Turn", carried: bytes) -> int:
         """Bring the input files in, once a job. Returns an exit code where that fails."""
         first = turn.first()
         if not first and not carried:
@@ -137,7 +150,7 @@ class _Shell:
             self.channel.on_marked = turn.staged
         return output.bring_in(self.channel, self.facts, first, carried)
 
-    def _collect(self, turn: Turn, status: int) -> int:
+    def _collect(self, turn: "Turn", status: int) -> int:
         """Fetch what the job changed, when no other shell of this job is left to do so."""
         if not turn.last():
             return status
@@ -164,6 +177,8 @@ class _Shell:
             termios.tcsetattr(0, termios.TCSADRAIN, before)
 
     def _on_signal(self, number: int) -> None:
+        import signal
+
         if number == signal.SIGWINCH:
             self.channel.send(b"W", size(*_terminal_size()))
             return
@@ -212,6 +227,8 @@ def _watch(pid: int, start: str) -> int:
 
 
 def _catch_signals(wake: int) -> None:
+    import signal
+
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     for name in _PASSED_ON:

@@ -113,7 +113,7 @@ def _ssh(thing: Thing, tools: Tools) -> None:
     if not stat.S_ISSOCK(mode):
         return
     ids = thing.data["person"]
-    person = Person(str(ids[0]), int(ids[1]), int(ids[2]), Path("/"), "", ((str(ids[0]), int(ids[2])),))
+    person = Person(str(ids[0]), int(ids[1]), int(ids[2]), Path("/"), ((str(ids[0]), int(ids[2])),))
     config = str(folder.parent / "ssh_config")
 
     def leave() -> None:

@@ -21,7 +21,7 @@ import devsite
 from bases import base_of
 from people import user
 from slurmsite import slurm_site
-from stage import Bare, Bench, Ended, Held
+from stage import Bare, Bench, Ended, Held, peak_mib
 
 PAIRS = int(os.environ.get("PAIRS", "7"))
 TARGETS = {
@@ -108,6 +108,8 @@ def p5(bench: Bench, rows: Rows) -> None:
         plain = Ended(subprocess.Popen(alone, **ids), began).seconds  # type: ignore[call-overload]
         rows.setdefault("P5-first", []).append(first / plain)
         rows.setdefault("P5-later", []).append(later / plain)
+        for name, seconds in (("first", first), ("later", later), ("plain-ssh", plain)):
+            rows.setdefault(f"P5-{name}-ms", []).append(1000 * seconds)
     held.timed("epilog")
 
 
@@ -170,9 +172,9 @@ def p8_stopped(bench: Bench, rows: Rows) -> None:
 def p10(bench: Bench, rows: Rows) -> None:
     held = bench.job()
     for _ in range(PAIRS):
-        prologue = held.timed("prolog").mib
-        shell = Ended(held.remoteshell("true"), time.monotonic()).mib
-        epilogue = held.timed("epilog").mib
+        prologue = peak_mib(str(bench.hooks / "prolog"), env=held.asked())
+        shell = peak_mib(str(bench.shell), "true", **held.as_job())
+        epilogue = peak_mib(str(bench.hooks / "epilog"), env=held.asked())
         rows.setdefault("P10", []).append(max(prologue, shell, epilogue))
         for name, value in (("prologue", prologue), ("remoteshell", shell), ("epilogue", epilogue)):
             rows.setdefault(f"P10-{name}-mib", []).append(value)

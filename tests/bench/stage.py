@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from typing import Any
@@ -14,7 +15,7 @@ import libvirt
 from slurmcluster import CLUSTER
 from slurmsite import SlurmSite
 
-from vmbatch import lifecycle
+from vmbatch import domain, lifecycle
 from vmbatch.journal import Journal
 from vmbatch.model import Guest
 from vmbatch.teardown import qemu
@@ -22,13 +23,28 @@ from vmbatch.teardown import qemu
 libvirt.registerErrorHandler(lambda context, error: None, None)
 
 
+_WATCH = """
+import os, sys
+child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+_, status, usage = os.wait4(child, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def peak_mib(*argv: str, **options: Any) -> float:
+    """Run a program; return its peak memory. Started by a small process: Linux counts the starter's memory too."""
+    watch = [sys.executable, "-I", "-S", "-c", _WATCH, *argv]
+    done = subprocess.run(watch, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, **options)
+    return int(done.stdout.split()[-1]) / 1024
+
+
 class Ended:
-    """A process of ours that has ended: its seconds and its peak memory."""
+    """A process of ours that has ended, and its seconds."""
 
     def __init__(self, child: "subprocess.Popen[Any]", began: float) -> None:
-        _, status, usage = os.wait4(child.pid, 0)
+        _, status = os.waitpid(child.pid, 0)
         self.seconds = time.monotonic() - began
-        self.mib = usage.ru_maxrss / 1024
         child.returncode = os.waitstatus_to_exitcode(status)
         assert child.returncode == 0, f"{child.args} ended with {child.returncode}"
 
@@ -67,20 +83,24 @@ class Held:
         self.key = f"slurm-{CLUSTER}-{node}-{number}"
 
     def hook(self, name: str, request: str = "tiny:in=none") -> "subprocess.Popen[bytes]":
-        asked = {"SPANK_VMBATCH_VM": request} if request else {}
-        return subprocess.Popen([str(self.bench.hooks / name)], env={**self.environment, **asked}, stderr=subprocess.DEVNULL)
+        return subprocess.Popen([str(self.bench.hooks / name)], env=self.asked(request), stderr=subprocess.DEVNULL)
+
+    def asked(self, request: str = "tiny:in=none") -> dict[str, str]:
+        return {**self.environment, **({"SPANK_VMBATCH_VM": request} if request else {})}
 
     def timed(self, name: str, request: str = "tiny:in=none") -> Ended:
         began = time.monotonic()
         return Ended(self.hook(name, request), began)
 
     def remoteshell(self, *words: str) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([str(self.bench.shell), *words], stdout=subprocess.PIPE, **self.as_job())
+
+    def as_job(self) -> dict[str, Any]:
+        """How slurmstepd starts a process of the job."""
         owner = self.bench.owner
-        return subprocess.Popen(
-            [str(self.bench.shell), *words], env={**self.environment, "PATH": "/usr/bin:/bin", "HOME": owner.pw_dir},
-            cwd=self.bench.work, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            user=owner.pw_uid, group=owner.pw_gid, extra_groups=[],
-        )  # fmt: skip
+        environment = {**self.environment, "PATH": "/usr/bin:/bin", "HOME": owner.pw_dir}
+        ids = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
+        return {"env": environment, "cwd": self.bench.work, "stdin": subprocess.DEVNULL, **ids}
 
     def guest(self) -> Guest:
         found = lifecycle.read_guest(Journal.unended(self.bench.slurm.site.folder / "state", self.key)[-1])
@@ -122,7 +142,9 @@ class Bare:
             subprocess.run([str(word) for word in words], check=True)
 
     def create(self) -> None:
-        self.connection.createXML(self.xml)
+        live = self.connection.createXML(self.xml)
+        self.listener = socket.socket(socket.AF_UNIX)  # the guest's reports wait until somebody listens
+        self.listener.connect(str(domain.ready_socket(live.XMLDesc())))
 
     def answer(self, timeout_s: float = 240) -> None:
         """Return at the first answer by ssh, polled every 20 ms."""

@@ -71,7 +71,8 @@ def test_c_and_s_and_nothing(spool: Path) -> None:
 
 def test_nothing_on_a_terminal_is_a_login_shell(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHELL", "/bin/zsh")
-    assert callforms.command([], WORK, True)[0].argv == [b"/bin/zsh", b"-l"]
+    argv = callforms.command([], WORK, True)[0].argv
+    assert argv[:2] == [b"/bin/sh", b"-c"] and b'exec "$SHELL" -l' in argv[2]
 
 
 def feed(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:

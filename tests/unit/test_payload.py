@@ -37,7 +37,7 @@ def nics(tmp_path: Path) -> tuple[object, ...]:
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40))
 @pytest.mark.parametrize("shell", [["dash"], ["bash"], ["busybox", "sh"]])
 def test_no_text_of_a_user_breaks_out_of_the_parameters(shell: list[str], text: str) -> None:
-    person = Person("alice", 1000, 1000, Path("/home/alice"), "/bin/bash", (("alice", 1000),))
+    person = Person("alice", 1000, 1000, Path("/home/alice"), (("alice", 1000),))
     nic = things.guest(CONFIG).nics
     lines = payload.params(told(person=person, workdir=Path("/w", text.lstrip("/") or "x"), nics=nic))
     done = subprocess.run(

@@ -9,7 +9,7 @@ from vmbatch.config import Config, load
 from vmbatch.model import Allocation, Guest, Image, Job, Node, Person, Request, Size, Slot
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PERSON = Person("alice", 1000, 1000, Path("/home/alice"), "/bin/bash", (("alice", 1000), ("physics", 2000)))
+PERSON = Person("alice", 1000, 1000, Path("/home/alice"), (("alice", 1000), ("physics", 2000)))
 JOB = Job("slurm", "prod", "n-1", "4711", "alice", 1000, 1000, Path("/home/alice/run"), "tiny")
 IMAGE = Image("tiny", Path("/images/tiny.qcow2"))
 NODE = Node("n-1", "b00t", PERSON, Allocation(2, 1024), "kvm", "a kernel boots")

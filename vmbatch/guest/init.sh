@@ -113,12 +113,11 @@ groups() {
 	done
 }
 
+# The login shell only starts our helper, so it is the quickest one. Shells that a user sees come from $SHELL.
 user() {
-	shell=$VMBATCH_SHELL
-	[ -x "$shell" ] || shell=/bin/sh
 	groups
 	if [ "$VMBATCH_UID" != 0 ]; then
-		put_first /etc/passwd "$VMBATCH_USER:x:$VMBATCH_UID:$VMBATCH_GID::$VMBATCH_HOME:$shell" "$VMBATCH_USER"
+		put_first /etc/passwd "$VMBATCH_USER:x:$VMBATCH_UID:$VMBATCH_GID::$VMBATCH_HOME:/bin/sh" "$VMBATCH_USER"
 		put_first /etc/shadow "$VMBATCH_USER:*:19000:0:99999:7:::" "$VMBATCH_USER"
 		chmod go= /etc/shadow
 	fi

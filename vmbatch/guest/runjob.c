@@ -5,7 +5,7 @@
  *                   S index of an argument, script name, NUL, script text (the argument becomes its path),
  *                   T rows, columns (two bytes each: run on a terminal), G go,
  *                   I standard input, C its end, W rows, columns, K signal number,
- *                   M mark (answered by m), Q directory (collect), Y collected
+ *                   M mark (with a byte: files came in; answered by m), Q directory (collect), Y collected
  *   guest to host   O standard output, R standard error, a count (4 bytes) of standard input taken,
  *                   X 0 status | 1 signal, m marked, F tar stream, Z 0 whole | 1 something is missing, ! sentence
  * After X another command may follow on the same connection. The end of standard input means that the host's side is
@@ -494,7 +494,7 @@ static void take_frame(char type, char *data, uint32_t size)
 	case 'C': input_ended = 1; break;
 	case 'W': if (size == 4) resize(data); break;
 	case 'K': if (size == 1) deliver((unsigned char)data[0]); break;
-	case 'M': mark(); send_frame('m', "", 0); break;
+	case 'M': mark(size != 0); send_frame('m', "", 0); break;
 	case 'Q': collect(data); break;
 	case 'Y': collected(); break;
 	}

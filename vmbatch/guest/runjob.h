@@ -12,7 +12,7 @@
 void send_frame(char type, const void *data, uint32_t size); /* blocking; used where nothing else can happen */
 void say(const char *format, ...);                           /* a sentence for the job's owner, frame '!' */
 
-void mark(void);                       /* from now on, whatever changes is the job's output */
+void mark(int brought);                       /* from now on, whatever changes is the job's output */
 void collect(const char *directory);   /* sends what changed below it: frames 'F' of a tar stream, then 'Z' */
 void collected(void);                  /* the host has it all: later collections start here */
 #endif

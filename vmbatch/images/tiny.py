@@ -79,7 +79,7 @@ def _fill(tree: Path) -> None:
         (tree / name).symlink_to(link)
     texts = {
         "etc/inittab": "::sysinit:/etc/rc\n::respawn:/bin/acpid -f\n::ctrlaltdel:/bin/reboot\n::shutdown:/bin/sync\n",
-        "etc/passwd": "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/:/bin/false\n",
+        "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
         "etc/group": "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
         "etc/shadow": "root:*:19000:0:99999:7:::\n",
         "etc/shells": "/bin/sh\n/bin/bash\n",
