@@ -59,7 +59,10 @@ def size(rows: int, columns: int) -> bytes:
 class Channel:
     """One ssh connection to the helper. `signals` is a descriptor that yields signal numbers, one byte each."""
 
-    def __init__(self, ssh_config: str, options: tuple[str, ...] = (), signals: int = -1, qemu: int = -1) -> None:
+    def __init__(
+        self, ssh_config: str, options: tuple[str, ...] = (), signals: int = -1, qemu: int = -1, alone: bool = True
+    ) -> None:
+        self.alone = alone  # False: ssh stays in our process group, and does not outlive close()
         self.signals = signals
         self.qemu = qemu  # a pidfd: readable once QEMU has ended
         self.guest_ended = False
@@ -68,7 +71,7 @@ class Channel:
         self._to_guest = bytearray()
         self._from_guest = bytearray()
         self._complaints = bytearray()
-        self._pid, self._in, self._out, self._err = _spawn(ssh_config, options)
+        self._pid, self._in, self._out, self._err = _spawn(ssh_config, options, alone)
 
     def _pass_on(self, number: int) -> None:
         self.send(b"K", bytes([number]))
@@ -102,9 +105,10 @@ class Channel:
 
     def _end_ssh(self) -> None:
         """ssh ends by itself once the helper has; nobody waits for it. One that waits for a guest that is gone is killed."""
-        if self.guest_ended:
+        now = self.guest_ended or not self.alone
+        if now:
             os.kill(self._pid, 9)
-        os.waitpid(self._pid, 0 if self.guest_ended else os.WNOHANG)
+        os.waitpid(self._pid, 0 if now else os.WNOHANG)
 
     def _flush(self) -> None:
         """Send what is queued (a confirmation); give up when the guest does not take it."""
@@ -248,7 +252,7 @@ def _read(descriptor: int, count: int) -> bytes:
         return b""
 
 
-def _spawn(ssh_config: str, options: tuple[str, ...]) -> tuple[int, int, int, int]:
+def _spawn(ssh_config: str, options: tuple[str, ...], alone: bool) -> tuple[int, int, int, int]:
     theirs_in, ours_in = os.pipe()
     ours_out, theirs_out = os.pipe()
     ours_err, theirs_err = os.pipe()
@@ -261,7 +265,8 @@ def _spawn(ssh_config: str, options: tuple[str, ...]) -> tuple[int, int, int, in
     # Signals are ours to pass on, not ssh's to die of. Batch systems send them to every process of a job, a terminal to a
     # process group; blocked ones stay blocked in ssh, while ignored ones would be handled again by a shared connection.
     environment = {"PATH": "/usr/bin:/bin"}
-    pid = os.posix_spawn(SSH, argv, environment, file_actions=moves, setpgroup=0, setsigmask=_NOT_FOR_SSH)
+    group = 0 if alone else os.getpgrp()
+    pid = os.posix_spawn(SSH, argv, environment, file_actions=moves, setpgroup=group, setsigmask=_NOT_FOR_SSH)
     for descriptor in (theirs_in, theirs_out, theirs_err):
         os.close(descriptor)
     for descriptor in (ours_in, ours_out, ours_err):

@@ -47,7 +47,8 @@ def log(journal: Journal, text: str) -> None:
     with contextlib.suppress(OSError):
         file = os.open(
             journal.directory / "vmbatch.log",
-            os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
+            # not blocking: the log's owner may hold a lease on it (fcntl(2))
+            os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK,
             0o600,
         )
         try:

@@ -41,6 +41,7 @@ class _Hook:
 
         self.scheduler, self.event, self.said = scheduler, event, said
         self.file = Path(options["--config"]) if "--config" in options else None
+        self.run_dir = options.get("--run", "")
         self.shell = options.get("--shell", "/usr/bin/vmbatch-remoteshell")
 
     def run(self) -> int:
@@ -94,9 +95,10 @@ class _Hook:
         """As the user, before a task: a job that asked for a guest without the plugin must not run on the host."""
         from vmbatch import remoteshell
 
-        facts = remoteshell.read_facts(remoteshell.find_guest(self.said, str(self.config.paths.run)))
-        if facts.get("asked_by", "option") == "option":
-            return 0
+        said = {name: value for name, value in self.said.items() if name != "VMBATCH_GUEST"}
+        facts = remoteshell.read_facts(remoteshell.find_guest(said, self.run_dir or str(self.config.paths.run)))
+        if facts.get("asked_by") == "option":
+            return 0  # the plugin puts our shell before every task
         why = self.module.own_shell(self.config, self.said, self.shell)
         if why:
             print(f"print vmbatch: {why}", flush=True)

@@ -81,11 +81,13 @@ class Journal:
     def gone(self, thing: Thing) -> None:
         """Write down that a thing no longer exists."""
         reach(f"gone:{thing.kind}")
-        self._append({"do": "gone", "kind": thing.kind, "name": thing.name}, sync=False)
+        with contextlib.suppress(OSError):  # on a full disk it is removed once more, which harms nothing
+            self._append({"do": "gone", "kind": thing.kind, "name": thing.name}, sync=False)
 
     def note(self, what: str, **data: Any) -> None:
         """Keep a fact for people and for removal; nothing depends on its being on disk."""
-        self._append({"do": what, **data}, sync=False)
+        with contextlib.suppress(OSError):
+            self._append({"do": what, **data}, sync=False)
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yield the whole lines, oldest first."""
@@ -149,7 +151,8 @@ class Journal:
                     raise SiteError(f"another vmbatch process holds {self.directory}/lock and cannot be killed")
             me = identify(os.getpid())
             os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()} {me.start if me else 0}".encode(), 0)
+            with contextlib.suppress(OSError):  # a full disk must not keep a stop from making room
+                os.pwrite(lock, f"{os.getpid()} {me.start if me else 0}".encode(), 0)
             self._lock_is_a_start = start
             yield
         finally:

@@ -120,7 +120,10 @@ def _stop_one(config: Config, journal: Journal) -> list[str]:
             if not journal.directory.exists():  # another stop was quicker
                 return []
             reach("stop:locked")
-            _collect(config, journal)
+            try:
+                _collect(config, journal)
+            except Exception as error:  # what cannot be collected is lost; the guest goes all the same
+                events.log(journal, f"the job's files could not be collected: {error or type(error).__name__}")
             with Hypervisor(config.libvirt.uri, _STOP_CALL_S) as hypervisor:
                 failures = teardown(journal, Tools(config, hypervisor))
             for text in failures:

@@ -137,6 +137,7 @@ class Node:
     allocation: Allocation
     hypervisor: str  # "kvm" or "qemu", libvirt's words
     accelerator: str  # why, in a sentence
+    memory_mib: int = 1 << 40  # of the whole node; the default: not known here
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ def survey(config: Config, scheduler: ModuleType, job: Job) -> Node:
         allocation=scheduler.allocation(config, job),
         hypervisor=verdict.hypervisor,
         accelerator=verdict.reason,
+        memory_mib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20,
     )
 
 

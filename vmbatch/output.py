@@ -61,7 +61,7 @@ def entries(facts: dict[str, str], names: list[str] | None) -> Iterator[tuple[st
 
 def _walk(base: str, top: str, facts: dict[str, str]) -> Iterator[tuple[str, str, os.stat_result]]:
     for folder, folders, files in os.walk(top):
-        if os.path.realpath(folder) == facts.get("home"):
+        if os.path.realpath(folder) == os.path.realpath(facts.get("home", "/")):
             folders[:] = [one for one in folders if one != ".ssh"]
         for leaf in [*folders, *files]:
             path = os.path.join(folder, leaf)
@@ -191,7 +191,7 @@ def uncollected(run_dir: Path) -> bool:
 
 def fetch(run_dir: str, facts: dict[str, str]) -> None:
     """Collect over a connection of our own. For the epilogue, in a child that has become the user; raises on failure."""
-    channel = Channel(f"{run_dir}/ssh_config", ("-o", "ControlPath=none", "-o", "ControlMaster=no"))
+    channel = Channel(f"{run_dir}/ssh_config", ("-o", "ControlPath=none", "-o", "ControlMaster=no"), alone=False)
     try:
         if not collect(channel, facts):
             raise OSError("the collection is not complete")
@@ -207,6 +207,10 @@ def _mark(facts: dict[str, str]) -> None:
     from vmbatch import unpack
 
     note = unpack.note_name(facts)
-    with suppress(OSError), open(os.path.join(facts["workdir"], note), "a") as file:
-        file.write(f"The files of job {facts.get('job', '')} that were collected here are not complete.\n")
+    text = f"The files of job {facts.get('job', '')} that were collected here are not complete.\n"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with suppress(OSError):
+        file = os.open(os.path.join(facts["workdir"], note), flags, 0o644)
+        os.write(file, text.encode(errors="surrogateescape"))
+        os.close(file)
     say(f"not all files of the job could be collected into {facts['workdir']}; see {note} there")

@@ -12,6 +12,7 @@ from vmbatch.quantities import mib_text
 from vmbatch.request import canonical
 from vmbatch.templates import Template
 
+MAX_CPUS = 255  # what QEMU's machine type `pc` takes
 _NAMESPACE = uuid.UUID("8d8f4a53-0a5e-5a0e-9b1e-4f0c3c0b6f10")
 FIRST_ADDRESS = 16  # the first addresses of the subnet stay with the node
 _DEVICES = {"virtio": "vd", "ide": "hd", "sata": "sd", "scsi": "sd"}
@@ -45,6 +46,11 @@ def size(config: Config, image: Image, request: Request, node: Node) -> Size:
                 f"ask the scheduler for more, such as --mem={needed}M, or for less in the VM request",
             )
         memory = request.memory_mib
+    if memory + overhead > node.memory_mib:
+        raise UserError(
+            f"a guest of {mib_text(memory)} is more than node {node.name} has ({mib_text(node.memory_mib)})",
+            "ask for less with memory= in the VM request",
+        )
     if memory < image.minimum_memory_mib:
         needed = image.minimum_memory_mib + overhead + image.minimum_memory_mib // 64 + 1
         raise UserError(
@@ -62,7 +68,9 @@ def _cpus(image: Image, request: Request, node: Node) -> int:
             f"cpus={request.cpus} is more than the job's {granted}",
             f"submit with --cpus-per-task={request.cpus}, or ask for fewer",
         )
-    return request.cpus or granted or image.cpus
+    if request.cpus is not None and request.cpus > MAX_CPUS:
+        raise UserError(f"cpus={request.cpus} is more than a guest can have ({MAX_CPUS})", "ask for fewer")
+    return min(request.cpus or granted or image.cpus, MAX_CPUS)
 
 
 def hypervisor(template: Template, node: Node) -> str:

@@ -87,7 +87,8 @@ def _failure(guest: Guest, stage: str, what: str) -> GuestError:
     reached = stage
     if not reached:
         try:
-            reached = "kernel" if b"Linux version" in guest.console.read_bytes()[: 1 << 20] else "firmware"
+            with guest.console.open("rb") as file:  # the user's own file, of any size
+                reached = "kernel" if b"Linux version" in file.read(1 << 20) else "firmware"
         except OSError:
             reached = "firmware"
     return GuestError(

@@ -12,7 +12,7 @@ from xml.etree import ElementTree  # what it reads is libvirt's own output
 from vmbatch import accelerator, backends, lifecycle
 from vmbatch.config import Config
 from vmbatch.domain import NAMESPACE
-from vmbatch.errors import SiteError, VMBatchError
+from vmbatch.errors import SiteError
 from vmbatch.hypervisor import Hypervisor
 from vmbatch.journal import Journal, numbers
 from vmbatch.process import kill
@@ -37,8 +37,8 @@ def reap(config: Config) -> tuple[list[str], list[str]]:
         try:
             lifecycle.stop(config, journal.key)
             stopped.append(f"{journal.name}: {why}")
-        except VMBatchError as error:
-            failures.append(f"{journal.name}: {error}")
+        except Exception as error:  # one guest that cannot be stopped keeps no other one
+            failures.append(f"{journal.name}: {error or type(error).__name__}")
     orphans, failed = _orphans(config)
     archive(config)
     return stopped + orphans, failures + failed
@@ -66,11 +66,13 @@ def dead(config: Config, journal: Journal) -> str:
 
 def _orphans(config: Config) -> tuple[list[str], list[str]]:
     """End domains that carry our mark but have no journal: those of a lost state folder."""
-    known = {f"vmbatch-{journal.name}" for journal in journals(config)}
     ended, failures = [], []
     try:
         with Hypervisor(config.libvirt.uri, config.libvirt.call_timeout_s) as hypervisor:
-            for name, xml in hypervisor.domains():
+            domains = list(hypervisor.domains())
+            # read after the domains: a start writes its journal before it makes its domain
+            known = {f"vmbatch-{journal.name}" for journal in journals(config)}
+            for name, xml in domains:
                 mark = ElementTree.fromstring(xml).find(f"metadata/{{{NAMESPACE}}}job")
                 if name in known or mark is None or mark.get("state") != str(config.paths.state):
                     continue

@@ -66,7 +66,7 @@ def read_facts(folder: str) -> dict[str, str]:
     """Read the guest's state file; see rundir.write_state."""
     facts: dict[str, str] = {}
     try:
-        with open(f"{folder}/state", encoding="utf-8", errors="surrogateescape") as file:
+        with open(f"{folder}/state", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             for line in file:
                 word, _, value = line.rstrip("\n").partition(" ")
                 facts[word] = value.replace("\\\\", "\0").replace("\\n", "\n").replace("\0", "\\")

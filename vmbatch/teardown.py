@@ -1,7 +1,8 @@
 """Everything that we can leave on a node, and how to make it not exist. One table; every removal may be repeated."""
 
 import os
-import shutil
+import pwd
+import re
 import stat
 import time
 from collections.abc import Callable
@@ -12,12 +13,12 @@ from typing import Any
 
 from vmbatch import slots
 from vmbatch.config import Config
-from vmbatch.errors import SiteError, VMBatchError
+from vmbatch.errors import SiteError
 from vmbatch.hypervisor import Hypervisor, LibvirtError
 from vmbatch.journal import Journal, Thing
 from vmbatch.model import Person
 from vmbatch.networks import nat
-from vmbatch.process import Identity, call_as, find, kill
+from vmbatch.process import Identity, call_as, find, kill, run
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,8 @@ def teardown(journal: Journal, tools: Tools) -> list[str]:
         try:
             UNDO[thing.kind](thing, tools)
             journal.gone(thing)
-        except (VMBatchError, OSError) as error:
-            failures.append(f"{thing.kind} {thing.name} still stands: {error}")
+        except Exception as error:  # whatever one thing does, the others go
+            failures.append(f"{thing.kind} {thing.name} still stands: {error or type(error).__name__}")
     return failures
 
 
@@ -55,8 +56,12 @@ def _dir(thing: Thing, tools: Tools) -> None:
     folder = Path(thing.name)
     if folder.is_symlink():
         raise SiteError(f"{folder} has become a symbolic link; it is left alone")
-    with suppress(FileNotFoundError):
-        shutil.rmtree(folder)
+    for line in Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines():
+        place = line.split()[1]
+        if place.startswith(f"{folder}/"):  # a user may mount on a folder of his own (FUSE)
+            run(["umount", "-l", place], timeout_s=20, check=False)
+    if folder.exists():  # rm, since a user may have nested folders deeper than Python can follow
+        run(["rm", "-rf", "--one-file-system", "--", folder], timeout_s=300)
 
 
 def _link(thing: Thing, tools: Tools) -> None:
@@ -98,8 +103,30 @@ def _wait(gone: Callable[[], bool], limit_s: float = 2.0) -> None:
 
 
 def qemu(uuid: str) -> list[Identity]:
-    """Return the QEMU processes of a domain, whatever libvirt says."""
-    return find("-uuid", uuid)
+    """Return the QEMU processes of a domain, whatever libvirt says. A user's process that looks like one is none."""
+    return [who for who in find("-uuid", uuid) if _owner(who) in _owners()]
+
+
+def _owner(who: Identity) -> int:
+    try:
+        return os.stat(f"/proc/{who.pid}").st_uid
+    except OSError:
+        return -1
+
+
+def _owners() -> set[int]:
+    """The users as whom libvirt runs QEMU: its own as Debian and Red Hat call it, what qemu.conf says, root; else we."""
+    if os.geteuid() != 0:
+        return {os.geteuid()}
+    names = {"libvirt-qemu", "qemu"}
+    with suppress(OSError):
+        text = Path("/etc/libvirt/qemu.conf").read_text()
+        names |= set(re.findall(r'^\s*user\s*=\s*"?\+?([^"\s]+)', text, re.MULTILINE))
+    found = {0} | {int(name) for name in names if name.isdecimal()}
+    for name in names:
+        with suppress(KeyError):
+            found.add(pwd.getpwnam(name).pw_uid)
+    return found
 
 
 def _ssh(thing: Thing, tools: Tools) -> None:

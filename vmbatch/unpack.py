@@ -5,7 +5,6 @@ lead out, devices, absolute names and `..` are refused and named; memory, bytes 
 """
 
 import os
-import posixpath
 import resource
 import secrets
 import tarfile
@@ -36,7 +35,7 @@ def unpack(reader: int, facts: dict[str, str]) -> int:
 class _Unpacker:
     def __init__(self, facts: dict[str, str]) -> None:
         self.root = os.open(facts["workdir"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.closed = {".ssh"} if os.path.realpath(facts["workdir"]) == facts.get("home") else set()
+        self.closed = {".ssh"} if os.path.realpath(facts["workdir"]) == os.path.realpath(facts.get("home", "/")) else set()
         self.bytes_left = int(facts["max_output_mib"]) << 20
         self.files_left = int(facts["max_files"])
         self.note = note_name(facts)
@@ -140,8 +139,10 @@ class _Unpacker:
             left -= min(left, _CHUNK)
 
     def _link(self, member: tarfile.TarInfo, folder: int, parts: list[str]) -> None:
-        end = posixpath.normpath(posixpath.join(*parts[:-1], member.linkname))
-        if member.linkname.startswith("/") or end.split("/")[0] == "..":
+        steps = [step for step in member.linkname.split("/") if step not in ("", ".")]
+        up = next((i for i, step in enumerate(steps) if step != ".."), len(steps))
+        # `..` after a name may lead anywhere once that name is a link itself: only leading ones can be counted
+        if member.linkname.startswith("/") or up > len(parts) - 1 or ".." in steps[up:]:
             self._miss(f"the link {member.name[:200]!a} leads out to {member.linkname[:200]!a}")
             return
         fresh = f".vmbatch-{secrets.token_hex(8)}"

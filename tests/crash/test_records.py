@@ -2,20 +2,24 @@
 
 import json
 import os
+import subprocess
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import things
 
-from vmbatch import lifecycle, rundir, slots
+from vmbatch import events, lifecycle, rundir, slots
 from vmbatch.config import Config
 from vmbatch.errors import SiteError
 from vmbatch.hypervisor import Hypervisor
 from vmbatch.images import store
 from vmbatch.journal import Journal
 from vmbatch.model import Size
-from vmbatch.teardown import UNDO, Tools, teardown
+from vmbatch.process import find
+from vmbatch.teardown import UNDO, Tools, qemu, teardown
 
 
 class Stopped(BaseException):
@@ -189,3 +193,48 @@ def test_the_archive_keeps_the_journal_and_a_record(conf: Config, stop: Callable
     folder = conf.paths.state / "archive" / things.JOB.key / "1"
     assert json.loads((folder / "record.json").read_text())["schema"] == 1
     assert (folder / "journal.jsonl").exists()
+
+
+def test_folders_nested_deeper_than_python_can_follow_are_removed(conf: Config, stop: Callable[[], None]) -> None:
+    start_until(conf, "run dir and link")
+    (place,) = [path for path in conf.paths.run.iterdir() if path.name != "by-job"]
+    script = "for i in $(seq 1500); do mkdir d && cd d || exit 1; done"
+    subprocess.run(["bash", "-c", script], cwd=place, check=True)
+    stop()
+    assert standing(conf) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root; make test runs as root")
+def test_a_full_disk_does_not_keep_a_stop_from_making_room(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path], check=True)
+    try:
+        journal = Journal.begin(tmp_path, "local-a-b-1")
+        thing = tmp_path / "thing"
+        journal.will("file", thing)
+        with suppress(OSError), open(thing, "wb") as file:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+        with journal.held(start=False), events.step(journal, "collect"):
+            pass
+        assert thing.exists()
+        assert teardown(journal, None) == []  # type: ignore[arg-type]
+        assert not thing.exists()
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another; make test runs as root")
+def test_a_users_process_that_looks_like_qemu_is_none() -> None:
+    uuid = "a9e4c0eb-0000-521c-a916-677b9bb4e6d2"
+    argv = ["bash", "-c", "read x", "x", "-uuid", uuid]
+    decoys = [subprocess.Popen(argv, stdin=subprocess.PIPE, user=uid, group=uid, extra_groups=[]) for uid in (65534, 0)]
+    try:
+        deadline = time.monotonic() + 10
+        while len(find("-uuid", uuid)) < 2:
+            assert time.monotonic() < deadline
+        assert [who.pid for who in qemu(uuid)] == [decoys[1].pid]
+    finally:
+        for one in decoys:
+            one.kill()
+            one.communicate()

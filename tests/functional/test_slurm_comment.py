@@ -30,6 +30,14 @@ def test_a_plain_script_never_prints_a_line_on_the_host(slurm: SlurmSite, alice:
     assert not (work / "ran").exists()
 
 
+def test_a_forged_guest_does_not_pass_the_guard(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path) -> None:
+    (work / "state").write_text("state ready\nasked_by option\n")
+    export = f"--export=ALL,VMBATCH_GUEST={work}"
+    job = slurm.cluster.submit(WHERE, ASKED, export, user=alice.pw_uid, cwd=work)
+    assert slurm.cluster.wait(job)["JobState"] == "FAILED"
+    assert lines(slurm.out(job, work), "host=") == []
+
+
 @pytest.mark.parametrize("command", ["srun", "salloc"])
 def test_a_step_never_runs_on_the_host(slurm: SlurmSite, alice: pwd.struct_passwd, work: Path, command: str) -> None:
     shown = ["sh", "-c", "echo host=$(hostname)"]

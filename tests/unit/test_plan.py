@@ -99,3 +99,13 @@ def test_guests_of_two_sites_never_share_a_uuid(tmp_path: Path) -> None:
     conf = things.config(tmp_path)
     other = replace(conf, paths=replace(conf.paths, state=tmp_path / "other"))
     assert things.guest(conf).uuid == things.guest(conf).uuid != things.guest(other).uuid
+
+
+def test_nothing_larger_than_the_node_or_the_machine_reaches_libvirt(tmp_path: Path) -> None:
+    conf = things.config(tmp_path)
+    untracked = replace(things.NODE, allocation=Allocation(None, None), memory_mib=4000)
+    with pytest.raises(UserError, match="more than node n-1 has"):
+        plan.size(conf, things.IMAGE, Request("tiny", memory_mib=3950), untracked)
+    with pytest.raises(UserError, match="more than a guest can have"):
+        plan.size(conf, things.IMAGE, Request("tiny", cpus=300), untracked)
+    assert plan.size(conf, things.IMAGE, Request("tiny"), node(400, 4000)).cpus == plan.MAX_CPUS

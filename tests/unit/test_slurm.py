@@ -8,7 +8,8 @@ import pytest
 import things
 
 from vmbatch import joblink
-from vmbatch.errors import SiteError
+from vmbatch.errors import SiteError, UserError
+from vmbatch.model import Allocation, Job
 from vmbatch.schedulers import slurm
 
 DATA = Path(__file__).parent.parent / "data" / "schedulers" / "slurm-22.05"
@@ -107,3 +108,39 @@ def test_a_job_is_alive_gone_or_nobody_can_tell(script: str, alive: bool | None,
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     assert slurm.alive(things.config(tmp_path, f'[slurm]\nbin = "{tmp_path}"\n'), "5") is alive
+
+
+HONEST = "JobId=1 JobName=x UserId=a(1) TRES=cpu=2,mem=800M  Nodes=n[1-2] CPU_IDs=0-1 Mem=800 GRES= Command=/x"
+
+
+def job(node: str, tmp_path: Path) -> Job:
+    return replace(slurm.read(things.config(tmp_path), recorded("prolog")[0]), node=node)
+
+
+def test_the_allocation_is_the_nodes_part(tmp_path: Path) -> None:
+    assert slurm.granted(HONEST, job("n2", tmp_path)) == Allocation(2, 800)
+    with pytest.raises(SiteError, match="does not list"):
+        slurm.granted(HONEST, job("n3", tmp_path))
+
+
+@pytest.mark.parametrize("cpus", ["0-63", "a", "0-99999999999", ""])
+@pytest.mark.parametrize("nodes", ["n1", "n[1-99999999999]", "x,n1"])
+def test_a_job_name_cannot_forge_an_allocation(nodes: str, cpus: str, tmp_path: Path) -> None:
+    forged = HONEST.replace("JobName=x", f"JobName=x Nodes={nodes} CPU_IDs={cpus} Mem=900000 ")
+    with pytest.raises(UserError, match="looks like an allocation"):
+        slurm.granted(forged, job("n1", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "inside", "outside"),
+    [
+        ("n1", "n1", "n10"),
+        ("n[1-3,7]", "n7", "n5"),
+        ("a,n[08-11]", "n09", "n9"),
+        ("n[1-2]x[3-4]", "n2x4", "n3x4"),
+        ("n[9-11].c", "n10.c", "n010.c"),
+    ],
+)
+def test_a_node_is_found_in_slurms_lists(nodes: str, inside: str, outside: str) -> None:
+    assert slurm.holds(nodes, inside)
+    assert not slurm.holds(nodes, outside)

@@ -53,13 +53,22 @@ add rule bridge {table} from_guests drop
 add table inet {table}
 add chain inet {table} to_node {{ type filter hook input priority -10; }}
 add chain inet {table} onward {{ type filter hook forward priority -10; }}
+add chain inet {table} to_guests {{ type filter hook output priority -10; }}
 flush chain inet {table} to_node
+flush chain inet {table} to_guests
 flush chain inet {table} onward
 add rule inet {table} to_node iifname {bridge} ct state established,related accept
 add rule inet {table} to_node iifname {bridge} udp dport {{ 53, 67 }} accept
 add rule inet {table} to_node iifname {bridge} tcp dport 53 accept
 add rule inet {table} to_node iifname {bridge} icmp type echo-request accept
 add rule inet {table} to_node iifname {bridge} drop
+add rule inet {table} to_guests oifname != {bridge} accept
+add rule inet {table} to_guests ct state established,related accept
+add rule inet {table} to_guests meta skuid 0 accept
+add rule inet {table} to_guests tcp dport 22 accept
+add rule inet {table} to_guests udp sport {{ 53, 67 }} accept
+add rule inet {table} to_guests meta l4proto tcp reject with tcp reset
+add rule inet {table} to_guests drop
 {deny}"""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vmbatch.config import Config
-from vmbatch.errors import SiteError
+from vmbatch.errors import SiteError, UserError
 from vmbatch.model import Allocation, Job
 from vmbatch.process import run
 
@@ -56,11 +56,46 @@ def token(comment: str) -> str | None:
 
 def allocation(config: Config, job: Job) -> Allocation:
     """Ask slurmctld what the job has on this node: the hooks' environment tells processors only, and no memory."""
-    answer = scontrol(config, "-o", "-d", "show", "job", job.id)
-    for nodes, cpus, memory in re.findall(r" Nodes=(\S+) CPU_IDs=(\S*) Mem=(\d+)", answer):
-        if job.node in _expand(config, nodes):
-            return Allocation(_count(cpus), int(memory) or None)
-    raise SiteError(f"Slurm does not list node {job.node} for job {job.id}", f"scontrol -d show job {job.id}")
+    return granted(scontrol(config, "-o", "-d", "show", "job", job.id), job)
+
+
+def granted(answer: str, job: Job) -> Allocation:
+    """Find the node's part in `scontrol -o -d show job`. Pure.
+
+    A user's texts (job name, comment, folders) stand in the same line and may look like that part. The true one is
+    always there too, so two of them for one node are a forgery: UserError.
+    """
+    parts = re.findall(r" Nodes=(\S{1,2000}) CPU_IDs=(\S*) Mem=(\S+)", answer)
+    ours = [(cpus, memory) for nodes, cpus, memory in parts if holds(nodes, job.node)]
+    if not ours:
+        raise SiteError(f"Slurm does not list node {job.node} for job {job.id}", f"scontrol -d show job {job.id}")
+    if len(ours) > 1:
+        raise UserError("a text of this job looks like an allocation (Nodes=... CPU_IDs=...)", "submit with another -J")
+    (cpus, memory) = ours[0]
+    if not re.fullmatch(r"[0-9,-]*", cpus) or not memory.isdecimal():
+        raise SiteError(f"Slurm's answer cannot be read: CPU_IDs={cpus} Mem={memory}")
+    return Allocation(_count(cpus), int(memory) or None)
+
+
+def holds(nodes: str, node: str) -> bool:
+    """Whether a node is in Slurm's list, such as `login,n[1-3,07]x`. Nothing is expanded: the list may be a forgery."""
+    for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
+        pieces = re.split(r"\[([0-9,-]*)\]", item)
+        pattern = "".join(re.escape(piece) if i % 2 == 0 else "([0-9]+)" for i, piece in enumerate(pieces))
+        match = re.fullmatch(pattern, node)
+        if match and all(_within(number, ranges) for number, ranges in zip(match.groups(), pieces[1::2], strict=True)):
+            return True
+    return False
+
+
+def _within(number: str, ranges: str) -> bool:
+    for part in ranges.split(","):
+        first, _, last = part.partition("-")
+        if first.isdecimal() and (last or first).isdecimal() and len(number) >= len(first):
+            padded = len(number) == len(first) or not number.startswith("0")
+            if padded and int(first) <= int(number) <= int(last or first):
+                return True
+    return False
 
 
 def alive(config: Config, job_id: str) -> bool | None:
@@ -89,10 +124,6 @@ def _count(ids: str) -> int | None:
         first, _, last = part.partition("-")
         total += int(last or first) - int(first) + 1
     return total or None
-
-
-def _expand(config: Config, nodes: str) -> list[str]:
-    return [nodes] if "[" not in nodes and "," not in nodes else scontrol(config, "show", "hostnames", nodes).split()
 
 
 def own_shell(config: Config, environment: Mapping[str, str], shell: str) -> str:
