@@ -4,13 +4,14 @@ Programs get an argv list, a built environment, a deadline and no descriptor of 
 kept with its start time, and verified through a pidfd before a signal is sent.
 """
 
+import fcntl
 import os
 import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,6 +173,18 @@ def _child(person: Person, function: Callable[[], None]) -> None:
             os.write(2, f"vmbatch: {error}\n".encode(errors="replace"))
     finally:
         os._exit(status)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the one lock of a folder, for a short change in it. The folder is made where it is missing."""
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @dataclass(frozen=True, slots=True)

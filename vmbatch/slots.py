@@ -4,18 +4,16 @@ The flock guards only the choosing. A slot is freed by removing its file, which 
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from vmbatch.config import Config
 from vmbatch.errors import SiteError
 from vmbatch.journal import Journal
 from vmbatch.model import Size, Slot
+from vmbatch.process import locked
 
 _WAIT_S = 0.1
 
@@ -31,7 +29,7 @@ def take(config: Config, journal: Journal, size: Size) -> Slot:
     deadline = time.monotonic() + config.limits.slot_timeout_s
     journal.will("slot", journal.name)
     while True:
-        with _locked(folder):
+        with locked(folder):
             taken = _taken(folder)
             if _fits(config, taken, size):
                 index = next(i for i in range(len(taken) + 1) if i not in taken)
@@ -47,16 +45,6 @@ def take(config: Config, journal: Journal, size: Size) -> Slot:
 def free(folder: Path, name: str) -> None:
     """Give a slot back; absent is fine."""
     (folder / name).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 def _taken(folder: Path) -> dict[int, int]:

@@ -1,6 +1,5 @@
 """The right to use a base: a lease is a file named by the job's key and n, below the image's name."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from vmbatch.config import Config, check_trusted
 from vmbatch.errors import SiteError
 from vmbatch.journal import Journal
 from vmbatch.model import Guest, short_hash
+from vmbatch.process import locked
 
 
 def lease(config: Config, guest: Guest, journal: Journal) -> None:
@@ -19,7 +19,7 @@ def lease(config: Config, guest: Guest, journal: Journal) -> None:
             check_trusted(disk.base)
         file = lease_file(config.paths.state, disk.base, journal.name)
         journal.will("lease", file)
-        with _locked(config.paths.state):
+        with locked(config.paths.state / "leases"):
             file.parent.mkdir(mode=0o755, exist_ok=True)
             os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         if not disk.base.is_file():
@@ -33,7 +33,7 @@ def lease_file(state: Path, base: Path, name: str) -> Path:
 @contextmanager
 def unused(config: Config, base: Path) -> Iterator[None]:
     """Within this nobody begins to use a base, so it may be replaced. Raises SiteError where somebody uses it."""
-    with _locked(config.paths.state):
+    with locked(config.paths.state / "leases"):
         users = leases(config.paths.state, base)
         if users:
             raise SiteError(
@@ -41,18 +41,6 @@ def unused(config: Config, base: Path) -> Iterator[None]:
                 "wait for them (vmbatch status), or build it under another --name",
             )
         yield
-
-
-@contextmanager
-def _locked(state: Path) -> Iterator[None]:
-    folder = state / "leases"
-    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def leases(state: Path, base: Path) -> list[str]:
