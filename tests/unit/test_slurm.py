@@ -76,17 +76,12 @@ SHOWN = (
 )
 
 
-@pytest.mark.programs
 @pytest.mark.parametrize(("node", "cpus", "memory"), [("n1", 2, 700), ("n3", 5, 1400)])
-def test_the_allocation_is_that_of_this_node(node: str, cpus: int, memory: int, tmp_path: Path) -> None:
-    tool = tmp_path / "scontrol"
-    tool.write_text(f'#!/bin/sh\ncase $* in\n*hostnames*) echo n2; echo n3 ;;\n*) echo "{SHOWN}" ;;\nesac\n')
-    tool.chmod(0o755)
-    conf = things.config(tmp_path, f'[slurm]\nbin = "{tmp_path}"\n')
-    grant = slurm.allocation(conf, replace(things.JOB, node=node))
-    assert (grant.cpus, grant.memory_mib) == (cpus, memory)
-    with pytest.raises(SiteError, match="does not list node n9"):
-        slurm.allocation(conf, replace(things.JOB, node="n9"))
+def test_the_allocation_is_that_of_this_node(node: str, cpus: int, memory: int) -> None:
+    asked = replace(things.JOB, id="5", node=node)
+    assert slurm.granted(SHOWN, asked) == Allocation(cpus, memory)
+    with pytest.raises(UserError, match="does not list node n9"):
+        slurm.granted(SHOWN, replace(asked, node="n9"))
 
 
 @pytest.mark.programs
@@ -114,13 +109,21 @@ HONEST = "JobId=1 JobName=x UserId=a(1) TRES=cpu=2,mem=800M  Nodes=n[1-2] CPU_ID
 
 
 def job(node: str, tmp_path: Path) -> Job:
-    return replace(slurm.read(things.config(tmp_path), recorded("prolog")[0]), node=node)
+    return replace(slurm.read(things.config(tmp_path), recorded("prolog")[0]), node=node, id="1")
 
 
 def test_the_allocation_is_the_nodes_part(tmp_path: Path) -> None:
     assert slurm.granted(HONEST, job("n2", tmp_path)) == Allocation(2, 800)
-    with pytest.raises(SiteError, match="does not list"):
+    with pytest.raises(UserError, match="does not list"):
         slurm.granted(HONEST, job("n3", tmp_path))
+    others = HONEST.replace("JobId=1 ", "JobId=12 ArrayJobId=1 ").replace("Mem=800", "Mem=900")
+    assert slurm.granted(f"{others}\n{HONEST}\n", job("n1", tmp_path)) == Allocation(2, 800)
+
+
+@pytest.mark.parametrize("text", ["x\ny", "x\nJobId=1 Nodes=n1 CPU_IDs=0-63 Mem=900000 "])
+def test_a_line_end_in_a_job_name_costs_no_node(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        slurm.granted(HONEST.replace("JobName=x", f"JobName={text}"), job("n1", tmp_path))
 
 
 @pytest.mark.parametrize("cpus", ["0-63", "a", "0-99999999999", ""])

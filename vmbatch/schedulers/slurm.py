@@ -60,15 +60,16 @@ def allocation(config: Config, job: Job) -> Allocation:
 
 
 def granted(answer: str, job: Job) -> Allocation:
-    """Find the node's part in `scontrol -o -d show job`. Pure.
+    """Find the node's part in `scontrol -o -d show job`: a line a job, several for an array. Pure.
 
     A user's texts (job name, comment, folders) stand in the same line and may look like that part. The true one is
-    always there too, so two of them for one node are a forgery: UserError.
+    there too, so two of them for one node are a forgery. Nothing that such a text does may cost the node: UserError.
     """
-    parts = re.findall(r" Nodes=(\S{1,2000}) CPU_IDs=(\S*) Mem=(\S+)", answer)
+    lines = [line for line in answer.split("\n") if line.startswith(f"JobId={job.id} ")]
+    parts = [part for line in lines for part in re.findall(r" Nodes=(\S{1,2000}) CPU_IDs=(\S*) Mem=(\S+)", line)]
     ours = [(cpus, memory) for nodes, cpus, memory in parts if holds(nodes, job.node)]
     if not ours:
-        raise SiteError(f"Slurm does not list node {job.node} for job {job.id}", f"scontrol -d show job {job.id}")
+        raise UserError(f"Slurm does not list node {job.node} for job {job.id}", f"scontrol -d show job {job.id}")
     if len(ours) > 1:
         raise UserError("a text of this job looks like an allocation (Nodes=... CPU_IDs=...)", "submit with another -J")
     (cpus, memory) = ours[0]
