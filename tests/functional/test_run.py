@@ -55,6 +55,14 @@ def test_run_is_quiet_where_nobody_watches_and_keeps_a_log(site: Site) -> None:
         assert f" {phase} " in site.log()
 
 
+def test_run_shows_its_steps_on_a_terminal(site: Site) -> None:
+    command = f"{VMBATCH} --config {site.config} run --image tiny:in=none -- echo done"
+    shown = subprocess.run(["script", "-qec", command, "/dev/null"], cwd="/tmp", capture_output=True, text=True, check=True)
+    for step in ("slot", "disk", "boot"):
+        assert f"vmbatch: {step}" in shown.stdout
+    assert "done\n" in shown.stdout.rpartition("vmbatch: handover")[2]
+
+
 def test_one_record_a_job_says_what_ran(site: Site) -> None:
     import json
 

@@ -3,10 +3,12 @@
 import json
 import os
 import pwd
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from devsite import VMBATCH
 from slurmsite import WHERE, SlurmSite, lines, submit
 
 
@@ -213,6 +215,9 @@ def test_status_shell_logs_and_console_of_a_running_job(slurm: SlurmSite, alice:
     logs = slurm.site.call("logs", job, user=alice.pw_uid)
     assert " boot " in logs.stdout, logs.stderr
     assert "Linux version" in slurm.site.call("logs", job, "--console", user=alice.pw_uid).stdout
+    argv = ["timeout", "3", str(VMBATCH), "--config", str(slurm.site.config), "console", job]
+    watched = subprocess.run(argv, user=alice.pw_uid, group=alice.pw_gid, capture_output=True, check=False)
+    assert b"Linux version" in watched.stdout, watched.stderr
     inside = slurm.cluster.call(
         "/usr/bin/srun", "--jobid", job, "--overlap", "-Q", "-n1", "hostname", user=alice.pw_uid, cwd=work
     )

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import select
 import sys
 import time
 
@@ -48,5 +47,4 @@ def _follow(facts: dict[str, str]) -> int:
             if not part and identify(qemu.pid) != qemu:
                 return 0
             if not part:
-                select.select([], [], [], 0.2)
-                time.sleep(0)
+                time.sleep(0.2)
