@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,8 @@ def slurm_site(
             yield SlurmSite(site, cluster.start())
         finally:
             cluster.call("/usr/bin/scancel", "-u", "root,vmbalice,vmbbob")
-            time.sleep(0.5)
+            with suppress(AssertionError):
+                daemons.wait_for(lambda: not cluster.call("/usr/bin/squeue", "-h").stdout.strip(), 20, "the jobs' end")
             own.stop()
             subprocess.run(["pkill", "-9", "-f", str(site.folder / "slurm")], check=False)
 
