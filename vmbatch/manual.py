@@ -6,11 +6,10 @@ Format: man(7) macros, checked by the tests with man --warnings.
 import argparse
 from collections.abc import Iterator
 
-from vmbatch import __version__, callforms, catalogue
-from vmbatch.config import CHOICES, documented
+from vmbatch import callforms, catalogue, templatepage, troff
 from vmbatch.model import Image
-from vmbatch.request import FIELDS, MAX_BYTES
-from vmbatch.templates import TAGS
+from vmbatch.request import FIELDS, IMAGE_KEY, MAX_BYTES
+from vmbatch.settings import CHOICES, documented
 
 EXIT_CODES = (
     ("0", "done"),
@@ -34,49 +33,31 @@ def pages() -> dict[str, str]:
         "vmbatch-remoteshell.1": _remoteshell(),
         "vmbatch.toml.5": _config(),
         "vmbatch-images.5": _images(),
-        "vmbatch-template.5": _template(),
+        "vmbatch-template.5": templatepage.page(),
         "vmbatch-request.7": _request(),
     }
-
-
-def escape(text: str) -> str:
-    """Spell text for troff: nothing in it is a request or an escape."""
-    text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
-    return "\\&" + text if text.startswith((".", "\\(aq")) else text
-
-
-def _head(name: str, section: int, purpose: str) -> str:
-    return f'.TH {name.upper()} {section} "" "vmbatch {__version__}"\n.SH NAME\n{escape(name)} \\- {escape(purpose)}\n'
-
-
-def _items(items: Iterator[tuple[str, str]] | tuple[tuple[str, str], ...]) -> str:
-    return "".join(f".TP\n.B {escape(word)}\n{escape(text)}\n" for word, text in items)
-
-
-def _section(title: str, text: str) -> str:
-    return f".SH {title}\n{text}"
 
 
 def _vmbatch() -> str:
     from vmbatch.cli import parser
 
     top = parser()
-    page = _head("vmbatch", 1, "run batch jobs inside virtual machines")
-    page += _section("SYNOPSIS", ".B vmbatch\n[\\-\\-config FILE] COMMAND [ARGUMENTS]\n")
-    page += _section(
+    page = troff.head("vmbatch", 1, "run batch jobs inside virtual machines")
+    page += troff.section("SYNOPSIS", ".B vmbatch\n[\\-\\-config FILE] COMMAND [ARGUMENTS]\n")
+    page += troff.section(
         "DESCRIPTION",
         "Starts, shows and stops the virtual machines of batch jobs, and installs itself as the prologue and epilogue of a "
         "batch system.\n",
     )
     page += ".SH COMMANDS\n"
     for name, sub in subparsers(top).items():
-        page += f".SS vmbatch {escape(name)}\n{escape(sub.description or '')}\n" + _options(sub)
+        page += f".SS vmbatch {troff.escape(name)}\n{troff.escape(sub.description or '')}\n" + _options(sub)
         for action, deeper in subparsers(sub).items():
-            page += f".PP\n.B vmbatch {escape(name)} {escape(action)}\n" + _options(deeper)
-        page += ".PP\nExamples:\n.nf\n" + "".join(f"{escape(x.strip())}\n" for x in _examples(sub)) + ".fi\n"
-    page += _section("EXIT STATUS", _items(EXIT_CODES))
+            page += f".PP\n.B vmbatch {troff.escape(name)} {troff.escape(action)}\n" + _options(deeper)
+        page += ".PP\nExamples:\n.nf\n" + "".join(f"{troff.escape(x.strip())}\n" for x in _examples(sub)) + ".fi\n"
+    page += troff.section("EXIT STATUS", troff.items(EXIT_CODES))
     page += ".PP\n.B vmbatch run\nand\n.B vmbatch shell\nreturn the exit codes of\n.BR vmbatch\\-remoteshell (1).\n"
-    return page + _see("vmbatch-remoteshell(1)", "vmbatch.toml(5)", "vmbatch-images(5)", "vmbatch-request(7)")
+    return page + troff.see("vmbatch-remoteshell(1)", "vmbatch.toml(5)", "vmbatch-images(5)", "vmbatch-request(7)")
 
 
 def _examples(sub: argparse.ArgumentParser) -> list[str]:
@@ -84,7 +65,7 @@ def _examples(sub: argparse.ArgumentParser) -> list[str]:
 
 
 def _options(sub: argparse.ArgumentParser) -> str:
-    return _items(tuple(_described(sub)))
+    return troff.items(tuple(_described(sub)))
 
 
 def _described(sub: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
@@ -102,9 +83,9 @@ def _described(sub: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
 def _remoteshell() -> str:
     denied = ", ".join(name.decode() for name in callforms.DENIED)
     prefixes = ", ".join(name.decode() + "*" for name in callforms.DENIED_PREFIXES)
-    page = _head("vmbatch-remoteshell", 1, "the shell of a batch job, in its virtual machine")
-    page += _section("SYNOPSIS", ".B vmbatch\\-remoteshell\n[SCRIPT|COMMAND [ARGUMENTS]]\n")
-    page += _section(
+    page = troff.head("vmbatch-remoteshell", 1, "the shell of a batch job, in its virtual machine")
+    page += troff.section("SYNOPSIS", ".B vmbatch\\-remoteshell\n[SCRIPT|COMMAND [ARGUMENTS]]\n")
+    page += troff.section(
         "DESCRIPTION",
         "Runs the job's script or command in the job's guest, with its standard streams, signals and exit code. The batch "
         "system calls it as the job's shell; it may also stand in the first line of a script.\n.PP\n"
@@ -115,16 +96,16 @@ def _remoteshell() -> str:
         "shell of the job ends, what the job created or changed below its working directory is collected. Files that the "
         "job removed stay on the host. What is missing is named in a file vmbatch\\-JOB\\-incomplete.txt.\n",
     )
-    page += _section(
+    page += troff.section(
         "ENVIRONMENT",
-        f"The job's environment reaches the guest unchanged, but for: {escape(denied)}, {escape(prefixes)}.\n",
+        f"The job's environment reaches the guest unchanged, but for: {troff.escape(denied)}, {troff.escape(prefixes)}.\n",
     )
-    return page + _section("EXIT STATUS", _items(SHELL_CODES)) + _see("vmbatch(1)", "vmbatch-request(7)")
+    return page + troff.section("EXIT STATUS", troff.items(SHELL_CODES)) + troff.see("vmbatch(1)", "vmbatch-request(7)")
 
 
 def _config() -> str:
-    page = _head("vmbatch.toml", 5, "configuration of vmbatch")
-    page += _section(
+    page = troff.head("vmbatch.toml", 5, "configuration of vmbatch")
+    page += troff.section(
         "DESCRIPTION",
         "/etc/vmbatch/vmbatch.toml, for an ordinary user ~/.config/vmbatch/vmbatch.toml. TOML; a number is in the unit that "
         "the key's name says, and a string may carry another one: \\(dq2G\\(dq, \\(dq5m\\(dq.\n",
@@ -137,13 +118,13 @@ def _config() -> str:
         choices = CHOICES.get(f"{section}.{one.name}")
         default = one.default if not isinstance(one.default, bool) else str(one.default).lower()
         text = one.metadata["help"] + (f"; one of {', '.join(choices)}" if choices else "") + f" (default: {default})"
-        page += _items(((one.name, text),))
-    return page + _see("vmbatch(1)")
+        page += troff.items(((one.name, text),))
+    return page + troff.see("vmbatch(1)")
 
 
 def _images() -> str:
-    page = _head("vmbatch-images", 5, "the image catalogue of vmbatch")
-    page += _section(
+    page = troff.head("vmbatch-images", 5, "the image catalogue of vmbatch")
+    page += troff.section(
         "DESCRIPTION",
         "/etc/vmbatch/images.d/NAME.toml describes image NAME. Only source is required.\n",
     )
@@ -154,42 +135,24 @@ def _images() -> str:
         default = defaults.get(key)
         shown = f" (default: {default})" if isinstance(default, str | int) and default != "" else ""
         items.append((key, text + (f"; one of {', '.join(allowed)}" if allowed else "") + shown))
-    return page + _section("KEYS", _items(tuple(items))) + _see("vmbatch(1)", "vmbatch.toml(5)")
-
-
-def _template() -> str:
-    page = _head("vmbatch-template", 5, "domain templates of vmbatch")
-    page += _section(
-        "DESCRIPTION",
-        "libvirt domain XML with the tags below. vmbatch adds name, uuid, memory, processors, the console on the first "
-        "serial port and the channel on which the guest says that it is ready.\n",
-    )
-    items = []
-    for name, tag in TAGS.items():
-        text = f"{tag.help}; in <{'> or <'.join(tag.parents)}>"
-        if tag.values:
-            text += f"; one of {', '.join(tag.values)}"
-        for attribute, values in tag.attributes:
-            text += f"; attribute {attribute}" + (f" ({', '.join(values)})" if values else "")
-        items.append((f"<{name}>", text))
-    return page + _section("TAGS", _items(tuple(items))) + _see("vmbatch(1)")
+    return page + troff.section("KEYS", troff.items(tuple(items))) + troff.see("vmbatch(1)", "vmbatch.toml(5)")
 
 
 def _request() -> str:
-    page = _head("vmbatch-request", 7, "what a user asks for: the VM request")
-    page += _section("SYNOPSIS", "IMAGE[:KEY=VALUE]...\n")
-    page += _section(
+    page = troff.head("vmbatch-request", 7, "what a user asks for: the VM request")
+    page += troff.section("SYNOPSIS", "IMAGE[:KEY=VALUE]...\n")
+    page += troff.section(
         "DESCRIPTION",
         "The same text on every batch system: sbatch \\-\\-vm=REQUEST, vmbatch run \\-\\-image REQUEST. A colon separates "
         "only where KEY= follows it. Any byte may be written %XX; a literal colon before a word and = is %3A, a percent "
         f"sign %25. At most {MAX_BYTES} bytes.\n",
     )
-    items = tuple((f"{one.name}=", f"{one.help} (such as {one.example})") for one in FIELDS)
-    return page + _section("KEYS", _items(items)) + _see("vmbatch(1)", "vmbatch-images(5)")
-
-
-def _see(*pages: str) -> str:
-    return _section("SEE ALSO", "".join(f".BR {escape(p[:-3])} {p[-3:]}\n" for p in pages))
+    closed = "; only where the template has <vbuseroption name='{}'/>"
+    items = tuple(
+        (f"{one.name}=", f"{one.help} (such as {one.example})" + ("" if one.open else closed.format(one.name)))
+        for one in (*FIELDS, IMAGE_KEY)
+    )
+    return page + troff.section("KEYS", troff.items(items)) + troff.see("vmbatch(1)", "vmbatch-images(5)")
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

@@ -21,29 +21,50 @@ def wrong(text: str) -> str:
 
 def test_the_packaged_template_is_whole() -> None:
     template = things.template()
-    assert (template.context, template.hypervisor) == ("CDROM", "AUTO")
+    assert (template.machine.context, template.machine.hypervisor) == ("CDROM", "AUTO")
 
 
 def test_a_tag_error_names_line_tag_value_and_what_is_allowed() -> None:
     said = wrong(WHOLE.replace("<vbpreparemethod>CDROM", "<vbpreparemethod>FLOPPY"))
     line = WHOLE[: WHOLE.index("<vbpreparemethod>")].count("\n") + 1
     assert f"/t.xml:{line}: <vbpreparemethod> holds 'FLOPPY'" in said
-    assert "CDROM, CLOUDINIT" in said
+    assert "CDROM, DISK, ROOTSSH, CLOUDINIT" in said
 
 
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
         ("<vbnic/>", "<vbnick/>", "<vbnick> is no tag of vmbatch; the nearest is <vbnic>"),
-        ("<vbnic/>", "<vbnic/><vbnic/>", "exactly one <vbnic/>"),
-        ("<vbnic/>", "", "exactly one <vbnic/>"),
+        ("<vbnic/>", "<vbnic/><vbnic/>", "<vbnic> stands here twice"),
         ("<vbnic/>", "<vbnic model='x'/>", "unknown attribute 'model'"),
         ("<vbnic/>", "<vbnic>x</vbnic>", "holds 'x'"),
         ("<vbuserimage/>", "<vbuserimage/><vbnic/>", "wrong place"),
         ("<vbuserimage/>", "<vbdisksource copy_method='shared'/>", "lacks the attribute 'source'"),
-        ("<vbuserimage/>", "<vbdisksource source='x' copy_method='twice'/>", "allowed are: shared"),
-        ("<vbuserimage/>", "<vbuserimage/></disk><disk><vbuserimage/>", "more than one <vbuserimage>"),
-        ("<vbpreparecdrom/>", "", "exactly one <vbpreparecdrom/>"),
+        ("<vbuserimage/>", "<vbdisksource source='x' copy_method='twice'/>", "allowed are: download, shared"),
+        ("<vbuserimage/>", "<vbuserimage/></disk><disk><vbuserimage/>", "more than one <vbuserimage> without a name"),
+        ("<vbuserimage/>", "<vbdisksource source='x' size='1' copy_method='shared'/>", "cannot have 'copy_method' here"),
+        ("<vbuserimage/>", "<vbdisksource source='x' size='big' create='once'/>", "has size='big'; it must be: number"),
+        ("<vbuserimage/>", "<vbdisksource source='x' create='always'/>", "lacks the attribute 'size'"),
+        (
+            "<vbuserimage/>",
+            "<vbuserimage/><vbcheckhash hashfunction='/bin/rm' hashvalue='00000000000000000000000000000000'/>",
+            "unknown hash function '/bin/rm'",
+        ),
+        (
+            "<vbuserimage/>",
+            "<vbuserimage/><vbcheckhash hashfunction='md5' hashvalue='0123456789012345678901234567890123'/>",
+            "md5 has 32 hexadecimal digits",
+        ),
+        ("<vbuserimage/>", "<vbuserimage name='Data'/>", "name='Data'; it must be: name"),
+        ("</vbconfig>", "<vbjobpath>jobs</vbjobpath></vbconfig>", "holds 'jobs'; it must be: absolute path"),
+        (
+            "</vbconfig>",
+            "<vbuseroptions><vbuseroption name='disk'/></vbuseroptions></vbconfig>",
+            "name='disk'; allowed are: memory",
+        ),
+        ("</vbconfig>", "</vbconfig><vbconfig/>", "<vbconfig> stands here twice"),
+        ("</vbconfig>", "<vbtarfile tarfile='x'/></vbconfig>", "belongs in <vbtarfiles>"),
+        ("<vbpreparecdrom/>", "", "CDROM needs a disk with <vbpreparecdrom/>"),
         ("<domain type='kvm'>", "<!DOCTYPE domain [<!ENTITY x 'y'>]><domain type='kvm'>", "no DOCTYPE"),
         ("</domain>", "", "not well-formed"),
         ("<domain", "<network", "not well-formed"),
@@ -69,4 +90,4 @@ def test_the_sites_own_template_comes_before_the_packaged_one(tmp_path: Path) ->
     conf = things.site(tmp_path)
     (tmp_path / "templates").mkdir()
     (tmp_path / "templates" / "default.xml").write_text(WHOLE.replace("AUTO", "QEMU"))
-    assert templates.read(conf, "default").hypervisor == "QEMU"
+    assert templates.read(conf, "default").machine.hypervisor == "QEMU"
