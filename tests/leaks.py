@@ -5,7 +5,7 @@ from pathlib import Path
 
 from devsite import NETWORK, Site
 
-from vmbatch.model import tap_prefix
+from vmbatch.names import tap_prefix
 
 
 def _output(*argv: str) -> str:

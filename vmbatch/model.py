@@ -4,47 +4,14 @@ Reading order: Job (what the scheduler says), Request (what the user asks), Imag
 node can give), Guest (what will boot), Payload (what the guest is told).
 """
 
-import hashlib
-import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from vmbatch.disk import Archive, Disk, DiskPart, Own
+from vmbatch.names import make_key
 
 SCHEMA = 1
-KEY_LENGTH = 64
-
-
-def safe(text: str, also: str = "") -> str:
-    """Spell any text with `[A-Za-z0-9._~]` (and `also`) only; different texts stay different."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in "._" + also) else f"~{ord(c):02x}" for c in text)
-
-
-def short_hash(text: str, length: int) -> str:
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:length]
-
-
-def tap_prefix(network: str) -> str:
-    """How the interfaces of all guests on one network begin: packet filters of two sites on a host keep apart by it."""
-    return "v" + short_hash(network, 4)
-
-
-def tap_name(network: str, guest: str) -> str:
-    """Name a guest's interface on the host: 15 characters, the kernel's limit."""
-    return tap_prefix(network) + short_hash(guest, 10)
-
-
-def make_key(scheduler: str, cluster: str, node: str, job_id: str) -> str:
-    """Name a job on a node: `slurm-prod-n-12-4711`. Only the node's part may hold `-`, so no two jobs share a key.
-
-    A key longer than KEY_LENGTH characters (unix socket paths are built from it) keeps its head and ends in a hash.
-    """
-    key = "-".join((safe(scheduler), safe(cluster), safe(node, "-"), safe(job_id)))
-    if len(key) <= KEY_LENGTH:
-        return key
-    return key[: KEY_LENGTH - 17] + "~" + short_hash(key, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +47,19 @@ class Allocation:
 class Request:
     """What the user asks. None: the user leaves it to the site."""
 
-    image: str
+    image: str  # of the catalogue, or the user's own: an absolute path or a URL
     template: str | None = None
     memory_mib: int | None = None
     cpus: int | None = None
-    inputs: tuple[str, ...] | None = None  # None: the submit directory itself; (): nothing
+    inputs: tuple[str, ...] | None = None  # None: what the template says; (): nothing
+    images: tuple[tuple[str, str], ...] | None = None  # (name of a <vbuserimage>, image)
+    network: str | None = None
+    tars: tuple[str, ...] | None = None
+    kernel_args: str | None = None
+    kernel: str | None = None
+    initrd: str | None = None
+    root: str | None = None
+    cdrom: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +67,10 @@ class Image:
     """An entry of the catalogue: a disk that the site offers, and the machine that it wants."""
 
     name: str
-    source: Path
+    source: str | None = None  # an absolute path or a URL; None: the template's disks have theirs
     format: str = "qcow2"
+    copy_method: str = "shared"
+    checksum: str | None = None  # "sha256:..."
     description: str = ""
     template: str = "default"
     templates: tuple[str, ...] = ()  # others that a user may ask for
@@ -114,6 +91,13 @@ class Image:
     video: str = "vga"
     input: str | None = None  # None: what the machine has anyway
     sha512: str | None = None  # None: not known
+    own: bool = False  # a user's own image, not one of the catalogue
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of this node that it needs."""
+        local = Path(self.source) if self.source and self.source.startswith("/") else None
+        return tuple(filter(None, (local, self.kernel, self.initrd)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,17 +139,6 @@ class Slot:
 
     index: int
     port: int
-
-
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """An overlay on a base that is never written."""
-
-    target: str  # vda, hda, sda
-    bus: str
-    overlay: Path
-    base: Path
-    base_format: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +186,13 @@ class Guest:
     slot: int
     disks: tuple[Disk, ...]
     nics: tuple[Nic, ...]
+    layout: tuple[DiskPart, ...]
+    archives: tuple[Archive, ...]
+    tars: tuple[Own, ...]  # the user's, unpacked as the user
     iso: Path
-    cdrom: str  # target device of the drive with the context: hdc
+    cdrom: str | None  # target device of the drive with the context: hdc; None: there is none
+    own_cdrom: Own | None
+    job_path: str | None
     console: Path
     state: Path  # the site's state folder: two sites on one host tell their domains apart by it
     run_dir: Path
@@ -226,18 +204,18 @@ class Guest:
     clock: str
     video: str
     input: str | None
-    kernel: Path | None
-    initrd: Path | None
+    kernel: Path | Own | None
+    initrd: Path | Own | None
     kernel_args: str
 
     @property
-    def own_kernel(self) -> Path | None:
+    def job_kernel(self) -> Path | None:
         """The job's copy of a kernel that is booted directly."""
-        return self.kernel and self.scratch / "kernel"
+        return self.scratch / "kernel" if self.kernel else None
 
     @property
-    def own_initrd(self) -> Path | None:
-        return self.initrd and self.scratch / "initrd"
+    def job_initrd(self) -> Path | None:
+        return self.scratch / "initrd" if self.initrd else None
 
     @property
     def nic(self) -> Nic:
@@ -257,39 +235,6 @@ class Payload:
     client_public_key: str
     host_private_key: str
     host_public_key: str
-
-
-def to_json(thing: Any) -> str:
-    """Spell a dataclass of this module as JSON with sorted keys; paths become strings."""
-    return json.dumps(asdict(thing), default=str, indent=1, sort_keys=True) + "\n"
-
-
-def from_json(kind: type[Any], text: str) -> Any:
-    """Build a dataclass of this module from what to_json wrote. Raises ValueError on anything else."""
-    try:
-        return _build(kind, json.loads(text))
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"not a {kind.__name__}: {error}") from error
-
-
-def _build(kind: Any, value: Any) -> Any:
-    if get_origin(kind) in (Union, UnionType):
-        if value is None:
-            return None
-        return _build(next(arm for arm in get_args(kind) if arm is not NoneType), value)
-    if get_origin(kind) is tuple:
-        arms = get_args(kind)
-        if len(arms) == 2 and arms[1] is Ellipsis:
-            return tuple(_build(arms[0], item) for item in value)
-        return tuple(_build(arm, item) for arm, item in zip(arms, value, strict=True))
-    if kind is Path:
-        return Path(value)
-    if isinstance(value, Mapping):
-        hints = get_type_hints(kind)
-        return kind(**{f.name: _build(hints[f.name], value[f.name]) for f in fields(kind)})
-    if not isinstance(value, kind):
-        raise TypeError(f"{value!r} is not {kind.__name__}")
-    return value
 
 
 def printable(text: str, limit: int = 2000) -> str:

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import things
 
-from vmbatch import config
+from vmbatch import config, settings
 from vmbatch.commands.config import explained
 from vmbatch.errors import SiteError
 
 
 def test_every_key_is_documented_and_explained_text_loads_again(tmp_path: Path) -> None:
-    for section, one in config.documented():
+    for section, one in settings.documented():
         assert len(one.metadata["help"]) > 10, f"{section}.{one.name}"
     before = things.config(tmp_path)
     again = things.config(tmp_path, explained(before))

@@ -5,7 +5,9 @@ import things
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmbatch.model import Guest, from_json, make_key, tap_name, to_json
+from vmbatch.model import Guest
+from vmbatch.names import make_key, tap_name
+from vmbatch.records import from_json, to_json
 
 PART = st.text(min_size=1, max_size=12)
 

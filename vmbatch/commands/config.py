@@ -5,7 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vmbatch.config import CHOICES, SECTIONS, Config, documented, load
+from vmbatch.config import Config, load
+from vmbatch.settings import CHOICES, SECTIONS, documented
 
 NAME = "config"
 HELP = "show the configuration in force"

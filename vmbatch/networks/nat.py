@@ -13,7 +13,8 @@ from lxml import etree
 from vmbatch.config import Config
 from vmbatch.hypervisor import Hypervisor
 from vmbatch.journal import Journal
-from vmbatch.model import Guest, Nic, tap_prefix
+from vmbatch.model import Guest, Nic
+from vmbatch.names import tap_prefix
 from vmbatch.process import run
 
 
