@@ -10,8 +10,9 @@ from pathlib import Path
 from lxml import etree
 
 from vmbatch import backends
+from vmbatch.domaindisks import child, place, xml_safe
 from vmbatch.errors import SiteError
-from vmbatch.model import Disk, Guest
+from vmbatch.model import Guest
 from vmbatch.templates import Template
 
 NAMESPACE = "urn:x-vmbatch:job:1"
@@ -28,11 +29,9 @@ def build(template: Template, guest: Guest) -> str:
     root.set("type", guest.hypervisor)
     _identity(root, guest)
     _machine(root, guest)
-    devices = _child(root, "devices")
-    _disks(devices, guest)
-    for number, mark in enumerate(devices.findall("vbnic")):
-        nic = guest.nics[number]
-        devices.replace(mark, backends.load("networks", nic.network).element(nic))
+    devices = child(root, "devices")
+    place(root, devices, guest)
+    _card(devices, guest)
     _channels(devices, guest)
     left = [element for element in root.iter(etree.Element) if str(element.tag).startswith("vb")]
     if left:
@@ -54,11 +53,11 @@ def validate(xml: str, schema: Path = SCHEMA) -> None:
 
 def _identity(root: Element, guest: Guest) -> None:
     for name, text in (("name", guest.name), ("uuid", guest.uuid)):
-        _child(root, name).text = text
+        child(root, name).text = text
     _number(root, "memory", guest.memory_mib, unit="MiB")
     _number(root, "currentMemory", guest.memory_mib, unit="MiB")
     _number(root, "vcpu", guest.cpus)
-    metadata = _child(root, "metadata")
+    metadata = child(root, "metadata")
     job = etree.SubElement(metadata, f"{{{NAMESPACE}}}job", nsmap={"vmbatch": NAMESPACE})
     facts = {
         "key": guest.key,
@@ -73,16 +72,11 @@ def _identity(root: Element, guest: Guest) -> None:
         "state": str(guest.state),
     }
     for word, value in facts.items():
-        job.set(word, _xml_safe(value))
-
-
-def _xml_safe(text: str) -> str:
-    """XML cannot hold control characters or lone surrogates; nothing that we look up contains them."""
-    return "".join(c if c >= " " and not 0xD800 <= ord(c) <= 0xDFFF and ord(c) < 0xFFFE else "?" for c in text)
+        job.set(word, xml_safe(value))
 
 
 def _number(root: Element, tag: str, value: int, **attributes: str) -> None:
-    element = _child(root, tag)
+    element = child(root, tag)
     element.attrib.clear()
     for name, text in attributes.items():
         element.set(name, text)
@@ -90,17 +84,17 @@ def _number(root: Element, tag: str, value: int, **attributes: str) -> None:
 
 
 def _machine(root: Element, guest: Guest) -> None:
-    os = _child(root, "os")
+    os = child(root, "os")
     if guest.firmware == "efi":
         os.set("firmware", "efi")
     if guest.kernel:
-        for tag, value in (("kernel", guest.own_kernel), ("initrd", guest.own_initrd), ("cmdline", guest.kernel_args)):
+        for tag, value in (("kernel", guest.job_kernel), ("initrd", guest.job_initrd), ("cmdline", guest.kernel_args)):
             if value:
-                _child(os, tag).text = _xml_safe(str(value))
-    _child(root, "clock").set("offset", guest.clock)
-    devices = _child(root, "devices")
+                child(os, tag).text = xml_safe(str(value))
+    child(root, "clock").set("offset", guest.clock)
+    devices = child(root, "devices")
     if guest.video != "none" or devices.find("video") is None:
-        video = _child(devices, "video")
+        video = child(devices, "video")
         video.clear()
         etree.SubElement(video, "model", type=guest.video)
     if guest.input:
@@ -111,52 +105,28 @@ def _machine(root: Element, guest: Guest) -> None:
         etree.SubElement(system, "entry", name="serial").text = "ds=nocloud"
 
 
-def _disks(devices: Element, guest: Guest) -> None:
-    overlays = iter(guest.disks)
-    for disk in devices.findall("disk"):
-        mark = next((e for e in disk if e.tag in ("vbuserimage", "vbdisksource")), None)
-        cdrom = disk.find("vbpreparecdrom")
-        if mark is not None:
-            disk.remove(mark)
-            _overlay(disk, next(overlays))
-        elif cdrom is not None:
-            disk.remove(cdrom)
-            _source(disk, guest.iso)
-
-
-def _overlay(element: Element, disk: Disk) -> None:
-    """The job's own qcow2 above a base that ends the chain, so that neither libvirt nor QEMU guesses a format."""
-    driver = _child(element, "driver")
-    driver.set("name", "qemu")
-    driver.set("type", "qcow2")
-    _source(element, disk.overlay)
-    backing = etree.SubElement(element, "backingStore", type="file")
-    etree.SubElement(backing, "format", type=disk.base_format)
-    base = etree.SubElement(backing, "source", file=_xml_safe(str(disk.base)))
-    etree.SubElement(base, "seclabel", model="dac", relabel="no")
-    etree.SubElement(backing, "backingStore")
-    target = _child(element, "target")
-    target.set("dev", disk.target)
-    target.set("bus", disk.bus)
-
-
-def _source(element: Element, path: Path) -> None:
-    source = _child(element, "source")
-    source.attrib.clear()
-    source.set("file", _xml_safe(str(path)))
+def _card(devices: Element, guest: Guest) -> None:
+    """The job's network card goes where <vbnic/> stands, else where the template has its first card."""
+    card = backends.load("networks", guest.nic.network).element(guest.nic)
+    mark = devices.find("vbnic")
+    mark = devices.find("interface") if mark is None else mark
+    if mark is None:
+        devices.append(card)
+    else:
+        devices.replace(mark, card)
 
 
 def _channels(devices: Element, guest: Guest) -> None:
     """The console on the first serial port, kept in a file; and the way on which the guest says that it is ready."""
     serial = etree.SubElement(devices, "serial", type="pty")
-    etree.SubElement(serial, "log", file=_xml_safe(str(guest.console)), append="on")
+    etree.SubElement(serial, "log", file=xml_safe(str(guest.console)), append="on")
     etree.SubElement(serial, "target", port="0")
     if guest.disks and guest.disks[0].bus == "virtio":
         channel = etree.SubElement(devices, "channel", type="unix")
         etree.SubElement(channel, "target", type="virtio", name=READY_CHANNEL)
     else:
         line = etree.SubElement(devices, "serial", type="unix")
-        etree.SubElement(line, "source", mode="bind", path=_xml_safe(str(guest.run_dir / "ready" / "serial")))
+        etree.SubElement(line, "source", mode="bind", path=xml_safe(str(guest.run_dir / "ready" / "serial")))
         etree.SubElement(line, "target", port="1")
 
 
@@ -170,8 +140,3 @@ def ready_socket(live_xml: str) -> Path | None:
     for serial in root.findall("devices/serial[@type='unix']/source"):
         return Path(str(serial.get("path")))
     return None
-
-
-def _child(parent: Element, tag: str) -> Element:
-    found = parent.find(tag)
-    return found if found is not None else etree.SubElement(parent, tag)

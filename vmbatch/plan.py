@@ -2,12 +2,15 @@
 
 import ipaddress
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
-from vmbatch import catalogue
+from vmbatch import backends, choices, contexts, diskplan
 from vmbatch.config import Config
+from vmbatch.disk import Archive, Own
 from vmbatch.errors import SiteError, UserError, nearest
-from vmbatch.model import SCHEMA, Disk, Guest, Image, Job, Nic, Node, Request, Size, Slot, safe, tap_name
+from vmbatch.model import SCHEMA, Guest, Image, Job, Nic, Node, Request, Size, Slot, printable
+from vmbatch.names import safe, tap_name
 from vmbatch.quantities import mib_text
 from vmbatch.request import canonical
 from vmbatch.templates import Template
@@ -15,7 +18,6 @@ from vmbatch.templates import Template
 MAX_CPUS = 255  # what QEMU's machine type `pc` takes
 _NAMESPACE = uuid.UUID("8d8f4a53-0a5e-5a0e-9b1e-4f0c3c0b6f10")
 FIRST_ADDRESS = 16  # the first addresses of the subnet stay with the node
-_DEVICES = {"virtio": "vd", "ide": "hd", "sata": "sd", "scsi": "sd"}
 
 
 def choose_template(image: Image, request: Request) -> str:
@@ -23,7 +25,7 @@ def choose_template(image: Image, request: Request) -> str:
     allowed = (image.template, *image.templates)
     if request.template is not None and request.template not in allowed:
         raise UserError(
-            f"image {image.name} cannot be used with template '{request.template}'",
+            f"image {printable(image.name, 200)} cannot be used with template '{request.template}'",
             f"the nearest are: {nearest(request.template, allowed)}",
         )
     return request.template or image.template
@@ -75,14 +77,15 @@ def _cpus(image: Image, request: Request, node: Node) -> int:
 
 def hypervisor(template: Template, node: Node) -> str:
     """Return libvirt's domain type. SiteError where the template wants KVM and the node has none."""
-    if template.hypervisor == "KVM" and node.hypervisor != "kvm":
+    wanted = template.machine.hypervisor
+    if wanted == "KVM" and node.hypervisor != "kvm":
         raise SiteError(f"template {template.name} wants KVM: {node.accelerator}", "vmbatch doctor")
-    return "qemu" if template.hypervisor == "QEMU" else node.hypervisor
+    return "qemu" if wanted == "QEMU" else node.hypervisor
 
 
 def plan(
     config: Config,
-    image: Image,
+    images: Mapping[str, Image],
     template: Template,
     job: Job,
     request: Request,
@@ -92,10 +95,19 @@ def plan(
     n: int,
     directory: Path,
 ) -> Guest:
-    """Put everything together. `directory` is the journal's; `slot` the guest's place on the node."""
+    """Put everything together. `images` is what the request names, the one that it begins with as "".
+
+    `directory` is the journal's; `slot` the guest's place on the node. Raises UserError where the template does not allow
+    what the request asks for.
+    """
+    choices.check(template, request)
+    image, machine = images[""], template.machine
+    context = image.context or machine.context
+    _offered(template, context)
     name = f"vmbatch-{job.key}.{n}"
     run_dir = config.paths.run / f"{job.key}.{n}"
     scratch = _scratch(config, job) / f"{job.key}.{n}"
+    disks = diskplan.disks(config, images, template, scratch)
     return Guest(
         schema=SCHEMA,
         key=job.key,
@@ -111,34 +123,67 @@ def plan(
         asked_by=job.asked_by,
         person=node.person,
         request=canonical(request),
-        image=image.name,
+        image=printable(image.name, 200),
         image_sha512=image.sha512,
         template=template.name,
-        context=image.context or template.context,
+        context=context,
         hypervisor=hypervisor(template, node),
         accelerator=node.accelerator,
         cpus=size.cpus,
         memory_mib=size.memory_mib,
         slot=slot.index,
-        disks=_disks(config, image, template, scratch),
-        nics=(_nic(config, image, name, slot),),
+        disks=disks,
+        nics=(_nic(config, image, template, request, name, slot),),
+        layout=diskplan.layout(template, disks),
+        archives=tuple(Archive(config.paths.tarfiles / t.source, t.path, t.strip, t.cdrom) for t in machine.tarfiles),
+        tars=tuple(choices.own(template, "tar", path) for path in request.tars or ()),
         iso=scratch / "context.iso",
-        cdrom=_cdrom(template),
+        cdrom=machine.cdrom.target if machine.cdrom else None,
+        own_cdrom=choices.own(template, "cdrom", request.cdrom) if request.cdrom else None,
+        job_path=machine.job_path,
         console=directory / "console.log",
         state=config.paths.state,
         run_dir=run_dir,
         scratch=scratch,
         workdir=job.workdir,
-        inputs=request.inputs,
+        inputs=machine.inputs if request.inputs is None else request.inputs,
         boot_timeout_s=image.boot_timeout_s or config.limits.boot_timeout_s,
         firmware=image.firmware,
         clock=image.clock,
         video=image.video,
         input=image.input,
-        kernel=image.kernel,
-        initrd=image.initrd,
-        kernel_args=image.kernel_args,
+        kernel=choices.own(template, "kernel", request.kernel) if request.kernel else image.kernel,
+        initrd=_initrd(image, template, request),
+        kernel_args=_kernel_args(image, template, request),
     )
+
+
+def _offered(template: Template, context: str) -> None:
+    """SiteError for what the tags know and this version does not have."""
+    if context not in contexts.MODULES:
+        raise SiteError(f"template {template.name}: {context} is not in this version", f"use {', '.join(contexts.MODULES)}")
+    if template.machine.shell != "SSH":
+        raise SiteError(f"template {template.name}: <vbremoteshell>CONSOLE is not in this version", "use SSH")
+
+
+def _initrd(image: Image, template: Template, request: Request) -> Path | Own | None:
+    """A user's own kernel does not go with the site's initial RAM disk."""
+    if request.initrd:
+        return choices.own(template, "initrd", request.initrd)
+    return None if request.kernel else image.initrd
+
+
+def _kernel_args(image: Image, template: Template, request: Request) -> str:
+    """The kernel line; empty where the image boots by itself. UserError where a request would add to that."""
+    added = (request.kernel_args or "", f"root={request.root}" if request.root else "")
+    if not image.kernel and not request.kernel:
+        if any(added):
+            raise UserError(
+                f"image {printable(image.name, 200)} boots by itself: kernelargs= and root= do not reach its kernel",
+                "leave them out, or add kernel=PATH",
+            )
+        return image.kernel_args
+    return " ".join(filter(None, (image.kernel_args, template.machine.boot_parameters, *added)))
 
 
 def _scratch(config: Config, job: Job) -> Path:
@@ -156,47 +201,21 @@ def _hostname(job: Job) -> str:
     return label[:60].rstrip("-")
 
 
-def _disks(config: Config, image: Image, template: Template, scratch: Path) -> tuple[Disk, ...]:
-    disks: list[Disk] = []
-    prefix = _DEVICES[image.disk_bus]
-    for number, element in enumerate(template.root.findall("devices/disk")):
-        fixed = element.find("vbdisksource")
-        if fixed is not None:
-            base = config.paths.images / str(fixed.get("source"))
-            driver = element.find("driver")
-            base_format = "qcow2" if driver is None else str(driver.get("type", "qcow2"))
-            target = element.find("target")
-            device = str(target.get("dev")) if target is not None else f"vd{chr(97 + number)}"
-            bus = str(target.get("bus", "virtio")) if target is not None else "virtio"
-        elif element.find("vbuserimage") is not None:
-            base, base_format, bus = image.source, image.format, image.disk_bus
-            device = f"{prefix}{chr(97 + len(disks))}"
-        else:
-            continue
-        disks.append(Disk(device, bus, scratch / f"disk{len(disks)}.qcow2", base, base_format))
-    return tuple(disks)
-
-
-def _cdrom(template: Template) -> str:
-    for disk in template.root.findall("devices/disk"):
-        target = disk.find("target")
-        if disk.find("vbpreparecdrom") is not None and target is not None:
-            return str(target.get("dev"))
-    raise SiteError(f"{template.file}: the disk with <vbpreparecdrom/> has no <target dev=.../>")
-
-
-def _nic(config: Config, image: Image, name: str, slot: Slot) -> Nic:
+def _nic(config: Config, image: Image, template: Template, request: Request, name: str, slot: Slot) -> Nic:
     network = config.network
+    chosen = request.network or template.machine.network or network.default
+    if chosen not in backends.names("networks") or (chosen == "nat" and not config.root and network.default != "nat"):
+        raise UserError(f"network={chosen} is not to be had here", f"networks are: {', '.join(backends.names('networks'))}")
     mac = f"52:54:00:76:{slot.index >> 8:02x}:{slot.index & 255:02x}"
     device = tap_name(network.name, name)
-    if network.default == "user":
+    if chosen == "user":
         # Fixed by QEMU's user networking (slirp): the guest is always 10.0.2.15, and its own world
         return Nic(
             "user", mac, image.nic_model, device, "", "10.0.2.15/24", "10.0.2.2", ("10.0.2.3",), "127.0.0.1", slot.port
         )
     subnet = ipaddress.ip_network(network.subnet)
     address, gateway = str(subnet[FIRST_ADDRESS + slot.index]), str(subnet[1])
-    static = network.addressing == "static"
+    static = (template.machine.addressing or network.addressing) == "static"
     return Nic(
         "nat",
         mac,
@@ -209,8 +228,3 @@ def _nic(config: Config, image: Image, name: str, slot: Slot) -> Nic:
         address,
         22,
     )
-
-
-def permit(image: Image, node: Node) -> None:
-    """UserError where the image is not open to this person."""
-    catalogue.permit(image, node.person)

@@ -44,6 +44,30 @@ def _path(text: str) -> str:
     return text
 
 
+def _device(text: str) -> str:
+    if not re.fullmatch(r"/dev/[A-Za-z0-9_/-]{1,60}|(LABEL|UUID|PARTUUID)=[A-Za-z0-9_.-]{1,64}", text, re.ASCII):
+        raise ValueError("expected a device of the guest")
+    return text
+
+
+def _own_path(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError("expected an absolute path")
+    return _path(text)
+
+
+def _own_image(text: str) -> str:
+    if text.startswith("/") or "://" in text:
+        return text
+    return _word(text)
+
+
+def _arguments(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.=:,/@+-]+( [A-Za-z0-9_.=:,/@+-]+)*", text, re.ASCII):
+        raise ValueError("expected words of letters, digits and _.=:,/@+- with single spaces (%20) between")
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """A key of the request: how it is read, and what users are told of it."""
@@ -55,6 +79,7 @@ class Field:
     many: bool
     help: str
     example: str
+    open: bool = True  # to everybody; else only where the template has a <vbuseroption> of that name
 
 
 FIELDS = (
@@ -87,6 +112,68 @@ FIELDS = (
         "without it the whole submit directory is brought",
         "in=data",
     ),
+    Field("network", "network", _word, str, False, "network of the guest: nat or user", "network=user", open=False),
+    Field(
+        "tar",
+        "tars",
+        _own_path,
+        str,
+        True,
+        "tar file of yours, unpacked in the working directory of the guest before the job; repeated for more",
+        "tar=/scratch/me/software.tar",
+        open=False,
+    ),
+    Field(
+        "kernel",
+        "kernel",
+        _own_path,
+        str,
+        False,
+        "Linux kernel of yours that the guest boots with",
+        "kernel=/home/me/bzImage",
+        open=False,
+    ),
+    Field("initrd", "initrd", _own_path, str, False, "initial RAM disk for kernel=", "initrd=/home/me/initrd", open=False),
+    Field(
+        "kernelargs",
+        "kernel_args",
+        _arguments,
+        str,
+        False,
+        "further parameters for the kernel line, where a kernel is booted directly; %20 between words",
+        "kernelargs=quiet%20selinux=0",
+        open=False,
+    ),
+    Field(
+        "root",
+        "root",
+        _device,
+        str,
+        False,
+        "root device on the kernel line, where a kernel is booted directly; an image that is one file system without a "
+        "partition table is /dev/vda",
+        "root=/dev/vda",
+        open=False,
+    ),
+    Field(
+        "cdrom",
+        "cdrom",
+        _own_path,
+        str,
+        False,
+        "ISO image of yours in a second CD-ROM drive",
+        "cdrom=/home/me/a.iso",
+        open=False,
+    ),
+)
+IMAGE_KEY = Field(
+    "image.NAME",
+    "images",
+    _own_image,
+    str,
+    True,
+    "image for the disk that the template calls NAME: one of the catalogue, or a path or URL where the template allows it",
+    "image.data=/scratch/me/data.qcow2",
 )
 _BY_NAME = {field.name: field for field in FIELDS}
 
@@ -123,11 +210,15 @@ def _image(text: str) -> str:
 
 
 def _put(values: dict[str, Any], name: str, text: str) -> None:
-    field = _BY_NAME.get(name)
+    named = re.fullmatch(r"image\.([a-z][a-z0-9_-]{0,31})", name, re.ASCII)
+    field = IMAGE_KEY if named else _BY_NAME.get(name)
     if field is None:
         raise UserError(f"the VM request has no key '{name[:80]}'", f"the nearest is {nearest(name, _BY_NAME, 1)}=")
     try:
         value = field.read(text)
+        if named:
+            _once(values, named[1])
+            value = (named[1], value)
     except ValueError as error:
         raise UserError(f"{name}={printable(text, 80)} in the VM request: {error}", f"such as {field.example}") from None
     if field.many:
@@ -136,6 +227,11 @@ def _put(values: dict[str, Any], name: str, text: str) -> None:
         raise UserError(f"the VM request gives {name}= twice", "leave one of them out")
     else:
         values[field.attribute] = value
+
+
+def _once(values: dict[str, Any], name: str) -> None:
+    if name in dict(values.get("images", ())):
+        raise UserError(f"the VM request gives image.{name}= twice", "leave one of them out")
 
 
 def _inputs(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -166,6 +262,7 @@ def canonical(request: Request) -> str:
         elif value is not None:
             items = value if field.many else (value,)
             parts += [f"{field.name}={_encode(field.write(item))}" for item in items]
+    parts += [f"image.{name}={_encode(text)}" for name, text in request.images or ()]
     return ":".join(parts)
 
 

@@ -38,7 +38,7 @@ def images() -> dict[str, tuple[str, Image]]:
             replace(IMAGE, kernel=Path("/images/k"), initrd=Path("/images/i"), kernel_args="console=ttyS0 quiet"),
         ),
         "cloudinit": ("debian12", replace(IMAGE, name="debian12", context="CLOUDINIT")),
-        "raw": ("tiny", replace(IMAGE, format="raw", source=Path("/images/tiny.raw"))),
+        "raw": ("tiny", replace(IMAGE, format="raw", source="/images/tiny.raw")),
         "disk-bus-ide": ("tiny", replace(IMAGE, disk_bus="ide")),
         "disk-bus-sata": ("tiny", replace(IMAGE, disk_bus="sata")),
         "nic-model-e1000": ("tiny", replace(IMAGE, nic_model="e1000")),

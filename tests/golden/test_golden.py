@@ -12,7 +12,7 @@ from things import ROOT, guest, site, template
 
 from vmbatch import domain
 from vmbatch.errors import SiteError
-from vmbatch.model import to_json
+from vmbatch.records import to_json
 from vmbatch.templates import parse
 
 
@@ -71,7 +71,7 @@ def test_no_text_of_a_user_changes_the_structure(image: str, job: str, user: str
         harmless = domain.build(template(), guest(conf))
         hostile = guest(
             conf,
-            image=replace(IMAGE, name=image, source=Path("/images", path)),
+            image=replace(IMAGE, name=image, source=f"/images/{path}"),
             job=replace(JOB, id=job, user=user, workdir=Path("/", path)),
             person=replace(PERSON, name=user, home=Path("/home", user)),
         )

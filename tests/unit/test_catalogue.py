@@ -14,24 +14,27 @@ from vmbatch.model import Image
 def entry(tmp_path: Path, text: str, name: str = "el9") -> Image:
     file = tmp_path / f"{name}.toml"
     file.write_text(text)
-    return catalogue.read_entry(file, Path("/images"), trusted=False)
+    return catalogue.read_entry(file, Path("/images"), tmp_path / "store", trusted=False)
 
 
 def test_relative_sources_lie_in_the_images_folder(tmp_path: Path) -> None:
     image = entry(tmp_path, 'source = "el9.qcow2"\nkernel = "/boot/k"\nmemory_mib = "1G"\n')
-    assert (image.source, image.kernel, image.memory_mib) == (Path("/images/el9.qcow2"), Path("/boot/k"), 1024)
+    assert (image.source, image.kernel, image.memory_mib) == ("/images/el9.qcow2", Path("/boot/k"), 1024)
 
 
 def test_every_field_of_an_image_is_a_documented_key() -> None:
-    assert set(catalogue.KEYS) == {one for one in Image.__dataclass_fields__ if one != "name"}
+    assert set(catalogue.KEYS) == {one for one in Image.__dataclass_fields__ if one not in ("name", "own")}
 
 
 @pytest.mark.parametrize(
     ("text", "said", "hint"),
     [
-        ("", "source is missing", 'source = "el9.qcow2"'),
+        ('source = ""', "source is empty", 'source = "el9.qcow2"'),
+        ('source = "sha512:12"', "the store has no image", "vmbatch image import"),
+        ('source = "x"\nchecksum = "sha3:12"', "unknown hash function 'sha3'", "md5, sha1, sha256, sha512"),
+        ('source = "x"\nchecksum = "md5:12"', "no md5 hash", "32"),
         ('source = "x"\nfromat = "raw"', "no key fromat", "format"),
-        ('source = "x"\nformat = "vmdk"', "format is 'vmdk'", "qcow2, raw"),
+        ('source = "x"\nformat = "ova"', "format is 'ova'", "qcow2, raw"),
         ('source = "x"\nnic_model = "ne2000"', "ne2000", "virtio, e1000"),
         ('source = "x"\ncpus = "two"', "cpus is 'two'", "whole number"),
     ],
@@ -78,4 +81,4 @@ def test_root_refuses_an_entry_that_others_may_write(tmp_path: Path) -> None:
     file.write_text('source = "x"')
     file.chmod(0o666)
     with pytest.raises(SiteError, match="may write"):
-        catalogue.read_entry(file, tmp_path, trusted=True)
+        catalogue.read_entry(file, tmp_path, tmp_path, trusted=True)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vmbatch import plan
 from vmbatch.errors import SiteError, UserError
 from vmbatch.model import Allocation, Request, Slot
+from vmbatch.templates import Template
 
 
 def node(cpus: int | None, memory_mib: int | None) -> object:
@@ -73,12 +74,17 @@ def test_scratch_paths_may_name_job_user_and_tmpdir(tmp_path: Path) -> None:
         things.guest(conf)
 
 
+def machine(hypervisor: str) -> Template:
+    template = things.template()
+    return replace(template, machine=replace(template.machine, hypervisor=hypervisor))
+
+
 def test_a_template_that_wants_kvm_is_not_run_on_emulation(tmp_path: Path) -> None:
-    wants = replace(things.template(), hypervisor="KVM")
+    wants = machine("KVM")
     emulated = replace(things.NODE, hypervisor="qemu", accelerator="no vmx")
     with pytest.raises(SiteError, match="no vmx"):
         things.guest(things.site(tmp_path), template=wants, node=emulated)
-    assert plan.hypervisor(replace(things.template(), hypervisor="QEMU"), things.NODE) == "qemu"
+    assert plan.hypervisor(machine("QEMU"), things.NODE) == "qemu"
 
 
 def test_another_template_only_where_the_image_allows_it() -> None:

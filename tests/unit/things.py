@@ -11,7 +11,7 @@ from vmbatch.model import Allocation, Guest, Image, Job, Node, Person, Request, 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PERSON = Person("alice", 1000, 1000, Path("/home/alice"), (("alice", 1000), ("physics", 2000)))
 JOB = Job("slurm", "prod", "n-1", "4711", "alice", 1000, 1000, Path("/home/alice/run"), "tiny")
-IMAGE = Image("tiny", Path("/images/tiny.qcow2"))
+IMAGE = Image("tiny", "/images/tiny.qcow2")
 NODE = Node("n-1", "b00t", PERSON, Allocation(2, 1024), "kvm", "a kernel boots")
 
 
@@ -41,7 +41,7 @@ def guest(conf: Config, **changes: Any) -> Guest:
     node = changes.pop("node", NODE)
     made = plan.plan(
         conf,
-        image,
+        {"": image, **changes.pop("images", {})},
         changes.pop("template", None) or template(),
         job,
         wish,

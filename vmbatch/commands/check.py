@@ -2,9 +2,11 @@
 
 import argparse
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from vmbatch import accelerator, catalogue, domain, node, plan, request, templates
+from vmbatch import accelerator, catalogue, choices, domain, node, plan, request, templates
 from vmbatch.config import Config, load
 from vmbatch.errors import SiteError, UserError
 from vmbatch.model import Allocation, Guest, Image, Job, Node, Request, Slot
@@ -15,11 +17,13 @@ HELP = "show what a VM request would lead to, and every reason why it would be r
 EXAMPLES = """\
 vmbatch check tiny
 vmbatch check debian12:memory=2G --grant-memory 4G --grant-cpus 2
-vmbatch check tiny --xml"""
+vmbatch check tiny --xml
+vmbatch check --template cernvm.xml"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("request", metavar="REQUEST", help="as after --vm=: IMAGE[:KEY=VALUE]...")
+    parser.add_argument("request", metavar="REQUEST", nargs="?", help="as after --vm=: IMAGE[:KEY=VALUE]...")
+    parser.add_argument("--template", type=Path, metavar="FILE", help="check a domain template instead of a request")
     parser.add_argument(
         "--grant-memory", metavar="SIZE", help="memory that the scheduler would grant (default: the image's)"
     )
@@ -29,13 +33,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Returns 0 where the request would be taken, 1 where it would be refused."""
+    if (options.request is None) == (options.template is None):
+        raise UserError("vmbatch check takes a request or a template", "vmbatch check tiny; vmbatch check --template FILE")
+    if options.template:
+        return _template(options.template)
     config = load(options.config)
     reasons: list[str] = []
     guest, xml = None, ""
     try:
         wish = request.parse(options.request)
-        image = catalogue.find(config, wish.image)
-        guest, xml = _plan(config, options, wish, image, reasons)
+        guest, xml = _plan(config, options, wish, catalogue.choose(config, wish), reasons)
     except UserError as error:
         reasons.append(str(error))
     for reason in reasons:
@@ -47,17 +54,30 @@ def main(options: argparse.Namespace) -> int:
     return 1 if reasons else 0
 
 
+def _template(file: Path) -> int:
+    """Check one file, without a host, a configuration or an image."""
+    try:
+        made = templates.parse(file.stem, file, file.read_bytes()).machine
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}", "vmbatch check --template FILE") from None
+    except SiteError as error:
+        raise UserError(error.message, error.hint) from None
+    print(f"{file}: ok; {made.hypervisor}, context by {made.context}, {len(made.disks)} disks with tags")
+    return 0
+
+
 def _plan(
-    config: Config, options: argparse.Namespace, wish: Request, image: Image, reasons: list[str]
+    config: Config, options: argparse.Namespace, wish: Request, images: dict[str, Image], reasons: list[str]
 ) -> tuple[Guest | None, str]:
     """Plan as a start would; collect every reason against it instead of ending at the first."""
     offer = _offer(config, options)
-    template = None
-    for check in (
-        lambda: plan.choose_template(image, wish),
-        lambda: catalogue.permit(image, offer.person),
+    image = images[""]
+    checks: list[Callable[[], object]] = [
+        lambda: choices.check(templates.read(config, plan.choose_template(image, wish)), wish),
+        *(partial(catalogue.permit, one, offer.person) for one in images.values()),
         lambda: plan.size(config, image, wish, offer),
-    ):
+    ]
+    for check in checks:
         try:
             check()
         except UserError as error:
@@ -68,7 +88,7 @@ def _plan(
     job = Job("local", "check", offer.name, "0", offer.person.name, offer.person.uid, offer.person.gid, Path.cwd(), None)
     size = plan.size(config, image, wish, offer)
     slot = Slot(0, config.network.port_base)
-    guest = plan.plan(config, image, template, job, wish, offer, size, slot, 1, Path("/nowhere"))
+    guest = plan.plan(config, images, template, job, wish, offer, size, slot, 1, Path("/nowhere"))
     xml = domain.build(template, guest)
     if domain.SCHEMA.exists():
         domain.validate(xml)

@@ -25,7 +25,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     for field in FIELDS:
         action = "append" if field.many else "store"
         parser.add_argument(
-            f"--{field.name}", dest=f"vm_{field.attribute}", action=action, metavar=field.name.upper(), help=field.help
+            f"--{field.name}",
+            dest=f"vm_{field.attribute}",
+            action=action,
+            metavar=field.name.upper(),
+            help=field.help.replace("%", "%%"),
         )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress display")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="command and arguments, after --")
