@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 from xml.etree import ElementTree  # what it reads is libvirt's own output
@@ -59,7 +59,7 @@ class Hypervisor:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
 
-    def call(self, method: str, *words: Any, timeout_s: float | None = None) -> Any:
+    def call(self, method: str, *words: Any, timeout_s: float | None = None, descriptors: tuple[int, ...] = ()) -> Any:
         """Make one call. Raises LibvirtError (libvirt said no) or SiteError (no answer in time)."""
         if self._socket is None:
             self._fork()
@@ -67,6 +67,8 @@ class Hypervisor:
         limit = timeout_s or self.timeout_s
         self._socket.settimeout(limit)
         try:
+            if descriptors:  # a lone byte carries them, so that the line after it may be of any length
+                socket.send_fds(self._socket, [b"\0"], descriptors)
             self._socket.sendall(json.dumps([method, *words]).encode() + b"\n")
             answer = _line(self._socket)
         except TimeoutError:
@@ -82,9 +84,11 @@ class Hypervisor:
 
     # --- the calls ---
 
-    def start(self, xml: str) -> str:
-        """Start a transient domain. Returns the live XML."""
-        return str(self.call("start", xml, timeout_s=max(self.timeout_s, 60)))
+    def start(self, xml: str, descriptors: Mapping[str, int] | None = None) -> str:
+        """Start a transient domain. Returns the live XML. `descriptors`: open files for the fdgroups of the XML."""
+        groups = dict(descriptors or {})
+        limit = max(self.timeout_s, 60)
+        return str(self.call("start", xml, list(groups), timeout_s=limit, descriptors=tuple(groups.values())))
 
     def destroy(self, name: str) -> None:
         """Make the domain not exist. Absent is fine."""
@@ -136,17 +140,30 @@ def _serve(connection: socket.socket, uri: str) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         close_others(connection.fileno())
         calls = _Calls(uri)
-        reader = connection.makefile("rb")
-        for line in reader:
+        while line := _call(connection, calls.descriptors):
             method, *words = json.loads(line)
             connection.sendall(json.dumps(calls.answer(method, words)).encode() + b"\n")
     finally:
         os._exit(0)
 
 
+def _call(connection: socket.socket, descriptors: list[int]) -> bytes:
+    """Read one line, and the descriptors that come before it. b"": the parent is gone."""
+    data = b""
+    while not data.endswith(b"\n"):
+        part, found, _, _ = socket.recv_fds(connection, 1 << 16, 64)
+        descriptors += found
+        if not part:
+            return b""
+        data += part
+    return data.lstrip(b"\0")
+
+
 class _Calls:
     def __init__(self, uri: str) -> None:
         import libvirt
+
+        self.descriptors: list[int] = []
 
         self.libvirt = libvirt
         libvirt.registerErrorHandler(lambda context, error: None, None)
@@ -175,8 +192,21 @@ class _Calls:
                 return None
             raise
 
-    def do_start(self, xml: str) -> str:
-        return str(self.connection.createXML(xml, 0).XMLDesc(0))
+    def do_start(self, xml: str, groups: list[str]) -> str:
+        if not groups:
+            return str(self.connection.createXML(xml, 0).XMLDesc(0))
+        # libvirt takes descriptors for a defined domain only; undefined while it runs, it is transient as the others
+        domain = self.connection.defineXML(xml)
+        try:
+            for group, descriptor in zip(groups, self.descriptors, strict=True):
+                domain.FDAssociate(group, [descriptor], 0)
+            domain.create()
+            return str(domain.XMLDesc(0))
+        finally:
+            domain.undefine()
+            for descriptor in self.descriptors:
+                os.close(descriptor)
+            self.descriptors.clear()
 
     def do_exists(self, name: str) -> bool:
         return self.domain(name) is not None

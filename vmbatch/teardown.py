@@ -67,8 +67,9 @@ def _dir(thing: Thing, tools: Tools) -> None:
 def _link(thing: Thing, tools: Tools) -> None:
     """The link may lead to a later start of the same job by now: then it stays."""
     link = Path(thing.name)
-    with suppress(FileNotFoundError, OSError):
-        link.with_name("." + str(thing.data["target"]).removeprefix("../")).unlink(missing_ok=True)
+    if str(thing.data["target"]).startswith("../"):
+        with suppress(OSError):
+            link.with_name("." + str(thing.data["target"]).removeprefix("../")).unlink(missing_ok=True)
     with suppress(FileNotFoundError):
         if os.readlink(link) == thing.data["target"]:
             link.unlink()
