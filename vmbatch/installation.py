@@ -83,6 +83,7 @@ def files(place: Layout, before: dict[str, str]) -> dict[Path, tuple[str, int]]:
             entry("cli", f"sys.exit(main(['--config', {str(place.config_file)!r}, 'reap']))"),
             0o755,
         ),
+        place.libexec / "pygrub-vmbatch": (entry("pygrub", "sys.exit(main(sys.argv[1:]))"), 0o755),
         place.shell: (entry("remoteshell", f"main(sys.argv, {str(place.run)!r}, leave=True)"), 0o755),
         place.plugstack: (f"required {place.plugin} shell={place.shell} run={place.run}{cluster}\n", 0o644),
     }

@@ -44,7 +44,7 @@ def test_the_first_lines_are_absolute_and_isolated(site: Site, node: tuple[Path,
     install(site, prefix)
     executables = [path for path in prefix.rglob("*") if path.is_file() and path.stat().st_mode & 0o111]
     scripts = {path.name: path.read_bytes().split(b"\n")[0].decode() for path in executables if path.suffix != ".so"}
-    for name in ("vmbatch-hook", "vmbatch-remoteshell", "vmbatch-reap"):
+    for name in ("vmbatch-hook", "vmbatch-remoteshell", "vmbatch-reap", "pygrub-vmbatch"):
         python = re.fullmatch(r"#!(/\S+) -I", scripts.pop(name))
         assert python and Path(python[1]).parent.samefile(Path(sys.executable).parent)
     assert scripts == dict.fromkeys(("prolog", "epilog", "task_prolog"), "#!/bin/sh")
@@ -59,6 +59,8 @@ def test_the_installed_entries_find_their_files(site: Site, node: tuple[Path, Pa
     assert (reap.returncode, reap.stderr) == (0, "")
     shell = subprocess.run([prefix / "bin/vmbatch-remoteshell", "true"], **nothing)  # type: ignore[call-overload]
     assert shell.returncode == 125 and "no batch job" in shell.stderr
+    boot = subprocess.run([prefix / "libexec/vmbatch/pygrub-vmbatch", "--help"], **nothing)  # type: ignore[call-overload]
+    assert (boot.returncode, boot.stderr) == (0, "") and boot.stdout.startswith("usage: pygrub-vmbatch")
     unit = (prefix / "lib/systemd/system/vmbatch-reap.service").read_text()
     assert f"ExecStart={prefix}/libexec/vmbatch/vmbatch-reap\n" in unit
     page = prefix / "share/man/man1/vmbatch.1"
