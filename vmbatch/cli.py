@@ -16,6 +16,7 @@ COMMANDS = (
     "logs",
     "console",
     "image",
+    "template",
     "doctor",
     "reap",
     "config",
