@@ -7,9 +7,11 @@ from pathlib import Path
 from vmbatch import choices
 from vmbatch.catalogue import is_url
 from vmbatch.config import Config
+from vmbatch.deviceorder import check_boot_disk
 from vmbatch.disk import Disk, DiskPart, Origin
 from vmbatch.errors import SiteError, UserError
 from vmbatch.hashes import read_check
+from vmbatch.hypervisors import KINDS, overlay_format
 from vmbatch.machine import DRIVER_FORMATS, DiskWant
 from vmbatch.model import Image, printable
 from vmbatch.templates import Template
@@ -30,8 +32,12 @@ def disks(config: Config, images: Mapping[str, Image], template: Template, scrat
         image = images.get(want.user.name) if want.user else None
         origin = _origin(config, template, want, image)
         if origin is not None:
-            found.append(_disk(config, want, image, origin, found, scratch))
+            found.append(_disk(config, template.machine.hypervisor, want, image, origin, found, scratch))
     first = next((n for n, disk in enumerate(found) if disk.name == ""), 0)
+    if template.machine.paravirtual and found:
+        targets = [disk.target for disk in found]
+        cdrom = template.machine.cdrom
+        check_boot_disk(found[first].target, [*targets, *([str(cdrom.target)] if cdrom else [])])
     return tuple(replace(disk, name=disk.name or "image", boot=n == first) for n, disk in enumerate(found))
 
 
@@ -100,14 +106,23 @@ def _own(config: Config, template: Template, want: DiskWant, image: Image) -> Or
     return Origin("own", text, "shared", paths=rules.paths, **common)  # type: ignore[arg-type]
 
 
-def _disk(config: Config, want: DiskWant, image: Image | None, origin: Origin, others: list[Disk], scratch: Path) -> Disk:
+def _disk(
+    config: Config,
+    hypervisor: str,
+    want: DiskWant,
+    image: Image | None,
+    origin: Origin,
+    others: list[Disk],
+    scratch: Path,
+) -> Disk:
     use = _use(want, origin)
     chosen = image is not None and want.user is not None and not want.user.name
-    bus = image.disk_bus if image and chosen and not want.source else want.bus or "virtio"
+    pc = KINDS[hypervisor].virtio  # elsewhere the template's bus is the one that there is
+    bus = image.disk_bus if image and chosen and not want.source and pc else want.bus or "virtio"
     target = want.target or ""
     if not target or (chosen and bus != (want.bus or "virtio")):
         target = _free(bus, {disk.target for disk in others})
-    number, own_format = len(others), _file_format(use, origin)
+    number, own_format = len(others), _file_format(hypervisor, want.driver, use, origin)
     suffix = own_format or "image"
     file = scratch / f"disk{number}.{suffix}"
     return Disk(
@@ -134,12 +149,12 @@ def _use(want: DiskWant, origin: Origin) -> str:
     return "copy" if want["copy_on_write"] == "no" else "overlay"
 
 
-def _file_format(use: str, origin: Origin) -> str | None:
+def _file_format(hypervisor: str, driver: str | None, use: str, origin: Origin) -> str | None:
     """The format of the file that the guest writes to; None: as the image has it when it has been brought in."""
     if use == "overlay":
-        return "qcow2"
+        return overlay_format(hypervisor, driver)
     if origin.kind == "empty":
-        return "vpc" if origin.format == "vhd-util-vhd" else origin.format
+        return KINDS[hypervisor].vhd if origin.format == "vhd-util-vhd" else origin.format
     return origin.format if origin.format in NATIVE else None
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from lxml import etree
 
-from vmbatch import backends
+from vmbatch import backends, networks
 from vmbatch.domaindisks import child, place, xml_safe
 from vmbatch.errors import SiteError
+from vmbatch.hypervisors import EMULATED
 from vmbatch.model import Guest
 from vmbatch.templates import Template
 
@@ -91,6 +92,8 @@ def _machine(root: Element, guest: Guest) -> None:
         for tag, value in (("kernel", guest.job_kernel), ("initrd", guest.job_initrd), ("cmdline", guest.kernel_args)):
             if value:
                 child(os, tag).text = xml_safe(str(value))
+    elif guest.kernel_args and root.find("bootloader") is not None:
+        child(os, "cmdline").text = xml_safe(guest.kernel_args)  # what the boot loader adds to the kernel line
     child(root, "clock").set("offset", guest.clock)
     devices = child(root, "devices")
     if guest.video != "none" or devices.find("video") is None:
@@ -107,7 +110,7 @@ def _machine(root: Element, guest: Guest) -> None:
 
 def _card(devices: Element, guest: Guest) -> None:
     """The job's network card goes where <vbnic/> stands, else where the template has its first card."""
-    card = backends.load("networks", guest.nic.network).element(guest.nic)
+    card = backends.load("networks", networks.MODULES[guest.nic.network]).element(guest.nic)
     mark = devices.find("vbnic")
     mark = devices.find("interface") if mark is None else mark
     if mark is None:
@@ -121,7 +124,7 @@ def _channels(devices: Element, guest: Guest) -> None:
     serial = etree.SubElement(devices, "serial", type="pty")
     etree.SubElement(serial, "log", file=xml_safe(str(guest.console)), append="on")
     etree.SubElement(serial, "target", port="0")
-    if guest.disks and guest.disks[0].bus == "virtio":
+    if guest.disks and guest.disks[0].bus == "virtio" and guest.hypervisor in EMULATED:
         channel = etree.SubElement(devices, "channel", type="unix")
         etree.SubElement(channel, "target", type="virtio", name=READY_CHANNEL)
     else:

@@ -5,6 +5,7 @@ from pathlib import Path
 from lxml import etree
 
 from vmbatch.disk import Disk
+from vmbatch.hypervisors import EMULATED
 from vmbatch.model import Guest
 
 Element = etree._Element
@@ -20,7 +21,7 @@ def place(root: Element, devices: Element, guest: Guest) -> None:
         for mark in marks:
             element.remove(mark)
         if number in planned:
-            _disk(element, planned[number])
+            _disk(element, planned[number], guest.hypervisor in EMULATED)
         elif context and guest.context != "DISK":
             source(element, guest.iso)
         elif marks:
@@ -32,22 +33,23 @@ def place(root: Element, devices: Element, guest: Guest) -> None:
     _boot(root, devices, guest)
 
 
-def _disk(element: Element, disk: Disk) -> None:
+def _disk(element: Element, disk: Disk, emulated: bool) -> None:
     driver = child(element, "driver")
-    driver.set("name", "qemu")
-    driver.set("type", str(disk.format))
+    if emulated:
+        driver.set("name", "qemu")
+    driver.set("type", "aio" if driver.get("type") == "aio" and disk.format == "raw" else str(disk.format))
     if disk.origin.kind == "empty" and disk.origin.method == "once" and driver.get("cache") == "unsafe":
         driver.set("cache", "writeback")  # what it holds outlives the job
     for old in element.findall("backingStore"):
         element.remove(old)
+    place = source(element, (disk.base or disk.file) if disk.use == "readonly" else disk.file)
     if disk.use == "readonly":
-        _own_name(source(element, disk.base or disk.file), disk)
         child(element, "readonly")
-    else:
-        source(element, disk.file)
-    if disk.use == "overlay":
+    if emulated and disk.use == "readonly":
+        _own_name(place, disk)
+    if emulated and disk.use == "overlay":
         _backing(element, disk)
-    elif disk.format != "raw":
+    elif emulated and disk.format != "raw":
         etree.SubElement(element, "backingStore")
     target = child(element, "target")
     target.set("dev", disk.target)
@@ -88,7 +90,7 @@ def _own_cdrom(devices: Element, guest: Guest) -> None:
 
 def _boot(root: Element, devices: Element, guest: Guest) -> None:
     """With several disks the machine boots from the first image, whatever the order of names and elements."""
-    if len(guest.disks) < 2 or devices.find("*/boot") is not None:
+    if len(guest.disks) < 2 or devices.find("*/boot") is not None or guest.hypervisor not in EMULATED:
         return
     for old in root.findall("os/boot"):
         old.getparent().remove(old)  # type: ignore[union-attr]

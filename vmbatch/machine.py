@@ -88,6 +88,7 @@ class Machine:
     shell: str
     inputs: tuple[str, ...] | None  # None: the submit directory
     network: str | None  # None: the site's
+    paravirtual: bool  # a Xen guest whose kernel comes from <bootloader> or <kernel>, not from a boot sector
 
     @property
     def cdrom(self) -> DiskWant | None:
@@ -112,6 +113,7 @@ def read(root: Element) -> Machine:
         shell=_text(root, "vbremoteshell") or "SSH",
         inputs=() if staging is not None and staging.get("in") == "none" else None,
         network=None if nic is None else nic.get("network"),
+        paravirtual=root.get("type") == "xen" and (root.findtext("os/type") or "").strip() != "hvm",
     )
 
 

@@ -5,10 +5,11 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from vmbatch import backends, choices, contexts, diskplan
+from vmbatch import choices, contexts, diskplan
 from vmbatch.config import Config
 from vmbatch.disk import Archive, Own
 from vmbatch.errors import SiteError, UserError, nearest
+from vmbatch.hypervisors import EMULATED, KINDS
 from vmbatch.model import SCHEMA, Guest, Image, Job, Nic, Node, Request, Size, Slot, printable
 from vmbatch.names import safe, tap_name
 from vmbatch.quantities import mib_text
@@ -80,6 +81,8 @@ def hypervisor(template: Template, node: Node) -> str:
     wanted = template.machine.hypervisor
     if wanted == "KVM" and node.hypervisor != "kvm":
         raise SiteError(f"template {template.name} wants KVM: {node.accelerator}", "vmbatch doctor")
+    if KINDS[wanted].domain not in EMULATED:
+        return KINDS[wanted].domain
     return "qemu" if wanted == "QEMU" else node.hypervisor
 
 
@@ -176,7 +179,7 @@ def _initrd(image: Image, template: Template, request: Request) -> Path | Own | 
 def _kernel_args(image: Image, template: Template, request: Request) -> str:
     """The kernel line; empty where the image boots by itself. UserError where a request would add to that."""
     added = (request.kernel_args or "", f"root={request.root}" if request.root else "")
-    if not image.kernel and not request.kernel:
+    if not image.kernel and not request.kernel and not template.machine.paravirtual:
         if any(added):
             raise UserError(
                 f"image {printable(image.name, 200)} boots by itself: kernelargs= and root= do not reach its kernel",
@@ -204,8 +207,11 @@ def _hostname(job: Job) -> str:
 def _nic(config: Config, image: Image, template: Template, request: Request, name: str, slot: Slot) -> Nic:
     network = config.network
     chosen = request.network or template.machine.network or network.default
-    if chosen not in backends.names("networks") or (chosen == "nat" and not config.root and network.default != "nat"):
-        raise UserError(f"network={chosen} is not to be had here", f"networks are: {', '.join(backends.names('networks'))}")
+    offered = ("user",) if network.default == "user" else ("nat", "isolated")
+    if chosen not in offered:
+        if request.network:
+            raise UserError(f"network={chosen} is not to be had here", f"networks are: {', '.join(offered)}")
+        raise SiteError(f"{template.file}: network {chosen!r} is not to be had here", f"networks are: {', '.join(offered)}")
     mac = f"52:54:00:76:{slot.index >> 8:02x}:{slot.index & 255:02x}"
     device = tap_name(network.name, name)
     if chosen == "user":
@@ -217,7 +223,7 @@ def _nic(config: Config, image: Image, template: Template, request: Request, nam
     address, gateway = str(subnet[FIRST_ADDRESS + slot.index]), str(subnet[1])
     static = (template.machine.addressing or network.addressing) == "static"
     return Nic(
-        "nat",
+        chosen,
         mac,
         image.nic_model,
         device,
