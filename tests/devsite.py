@@ -30,6 +30,8 @@ def config_text(folder: Path, run: Path, **sections: dict[str, Any]) -> str:
     values: dict[str, dict[str, Any]] = {
         "paths": {
             "images": DEV / "images",
+            "store": folder / "store",
+            "tarfiles": folder / "tarfiles",
             "catalogue": DEV / "images.d",
             "templates": folder / "templates",
             "state": folder / "state",
@@ -63,10 +65,10 @@ def image(name: str) -> None:
 def _image(name: str) -> None:
     stamp = DEV / f"{name}.stamp"
     digest = hashlib.sha256(repr(IMAGES[name]).encode())
-    for folder in ("images", "guest/tiny"):
-        for file in sorted((ROOT / "vmbatch" / folder).iterdir()):
-            if file.is_file():
-                digest.update(file.read_bytes())
+    for recipe in ("bootdisk", "build", "debian12", "packages", "tiny"):
+        digest.update((ROOT / f"vmbatch/images/{recipe}.py").read_bytes())
+    for file in sorted((ROOT / "vmbatch/guest/tiny").iterdir()):
+        digest.update(file.read_bytes())
     if stamp.exists() and stamp.read_text() == digest.hexdigest():
         return
     conf = DEV / f"{name}.build.toml"

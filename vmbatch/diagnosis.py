@@ -109,7 +109,7 @@ def _images(config: Config) -> Lines:
     if not images:
         yield WARNING, "the catalogue is empty", "vmbatch image build tiny"
     for image in images.values():
-        for path in filter(None, (image.source, image.kernel, image.initrd)):
+        for path in image.files:
             if not path.is_file():
                 yield FAILURE, f"image {image.name}: {path} is missing", f"vmbatch image build {image.name}"
             elif config.root:

@@ -35,6 +35,10 @@ class SiteError(VMBatchError):
     """The administrator must act: libvirtd is down, a file has the wrong owner, the disk is full."""
 
 
+class OfferError(SiteError):
+    """An administrator must act, but the node is fit: the job is refused and the node stays in service."""
+
+
 class CancelledError(VMBatchError):
     """A stop was asked for while the start was under way; nobody needs to act."""
 

@@ -18,6 +18,11 @@ def listen(listener: Listener) -> None:
     _listeners.append(listener)
 
 
+def watched() -> bool:
+    """Whether somebody watches on a terminal."""
+    return bool(_listeners)
+
+
 @contextlib.contextmanager
 def step(journal: Journal, name: str) -> Iterator[None]:
     """Run one step. A stop that was asked for ends the start here, before anything more is made."""
@@ -39,6 +44,12 @@ def step(journal: Journal, name: str) -> Iterator[None]:
 def _tell(name: str, seconds: float | None) -> None:
     for listener in _listeners:
         listener(name, seconds)
+
+
+def say(journal: Journal, text: str) -> None:
+    """Tell the job's log, and whoever watches, what goes on within a step."""
+    log(journal, text)
+    _tell(text, None)
 
 
 def log(journal: Journal, text: str) -> None:

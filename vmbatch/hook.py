@@ -67,15 +67,14 @@ class _Hook:
 
     def on_prologue(self) -> int:
         from vmbatch import lifecycle
-        from vmbatch.errors import CancelledError, GuestError, UserError
-        from vmbatch.slots import NoSlotError
+        from vmbatch.errors import CancelledError, GuestError, OfferError, UserError
 
         job = self.module.read(self.config, self.said)
         if job.request is None:
             return 0
         try:
             lifecycle.start(self.config, job)
-        except (UserError, GuestError, NoSlotError) as error:
+        except (UserError, GuestError, OfferError) as error:
             self.tell(f"job {job.id}: {error}")
         except CancelledError:
             raise

@@ -8,9 +8,11 @@ from vmbatch import __version__ as version
 from vmbatch import (
     backends,
     catalogue,
+    choices,
     contexts,
     domain,
     events,
+    networks,
     node,
     output,
     payload,
@@ -22,13 +24,14 @@ from vmbatch import (
     templates,
 )
 from vmbatch.config import Config
-from vmbatch.errors import GuestError, SiteError, UserError
+from vmbatch.errors import GuestError, OfferError, SiteError, UserError
 from vmbatch.failpoints import reach
 from vmbatch.hypervisor import Hypervisor
-from vmbatch.images import disks, store
+from vmbatch.images import supply
 from vmbatch.journal import Journal
-from vmbatch.model import Guest, Job, from_json, to_json
+from vmbatch.model import Guest, Job
 from vmbatch.process import call_as
+from vmbatch.records import from_json, to_json
 from vmbatch.teardown import Tools, qemu, teardown
 
 _STOP_CALL_S = 5.0  # libvirt's time for one call of a stop; QEMU has been killed before
@@ -37,7 +40,7 @@ _STOP_CALL_S = 5.0  # libvirt's time for one call of a stop; QEMU has been kille
 def start(config: Config, job: Job) -> Guest:
     """Bring up the job's guest. Raises UserError, GuestError or SiteError.
 
-    After a UserError or GuestError (and on a full node) nothing stands but the reason, where the job's shell reads it.
+    After a UserError, GuestError or OfferError nothing stands but the reason, where the job's shell reads it.
     After anything else the caller must stop(): the journal says what stands.
     """
     for older in Journal.unended(config.paths.state, job.key):
@@ -46,7 +49,7 @@ def start(config: Config, job: Job) -> Guest:
     with journal.held(start=True), Hypervisor(config.libvirt.uri, config.libvirt.call_timeout_s) as hypervisor:
         try:
             return _start(config, job, journal, hypervisor)
-        except (UserError, GuestError, slots.NoSlotError) as error:
+        except (UserError, GuestError, OfferError) as error:
             events.log(journal, f"refused: {error}")
             failures = teardown(journal, Tools(config, hypervisor))
             if failures:
@@ -62,22 +65,25 @@ def _start(config: Config, job: Job, journal: Journal, hypervisor: Hypervisor) -
             folder, "starting", job=job.id, key=job.key, n=journal.n, user=job.user, uid=job.uid, log=journal.directory
         )
         wish = request.parse(job.request or "")
-        image = catalogue.find(config, wish.image)
-        template = templates.read(config, plan.choose_template(image, wish))
+        images = catalogue.choose(config, wish)
+        template = templates.read(config, plan.choose_template(images[""], wish))
         offer = node.survey(config, backends.load("schedulers", job.scheduler), job)
         rundir.give_logs(journal, offer.person)
-        catalogue.permit(image, offer.person)
-        size = plan.size(config, image, wish, offer)
+        for image in images.values():
+            catalogue.permit(image, offer.person)
+        choices.check(template, wish)
+        size = plan.size(config, images[""], wish, offer)
     with events.step(journal, "slot"):
         slot = slots.take(config, journal, size)
-    guest = plan.plan(config, image, template, job, wish, offer, size, slot, journal.n, journal.directory)
-    network = backends.load("networks", guest.nic.network)
+    guest = plan.plan(config, images, template, job, wish, offer, size, slot, journal.n, journal.directory)
+    network = backends.load("networks", networks.MODULES[guest.nic.network])
     context = backends.load("contexts", contexts.MODULES[guest.context])
     _keep(journal, "guest.json", to_json(guest))
     events.log(journal, f"runs on {guest.hypervisor}: {guest.accelerator}")
+    descriptors: dict[str, int] = {}
     with events.step(journal, "disk"):
-        store.lease(config, guest, journal)
-        disks.overlay(config, guest, journal)
+        guest = supply.bring(config, guest, journal, descriptors)
+        _keep(journal, "guest.json", to_json(guest))
     with events.step(journal, "context"):
         context.before_boot(guest, payload.payload(guest, *rundir.fill(guest)), journal)
     with events.step(journal, "network"):
@@ -87,7 +93,9 @@ def _start(config: Config, job: Job, journal: Journal, hypervisor: Hypervisor) -
         domain.validate(xml)
         _keep(journal, "domain.xml", xml)
         journal.will("domain", guest.name, uuid=guest.uuid, cards=[nic.host_device for nic in guest.nics])
-        live = hypervisor.start(xml)
+        supply.settled(guest, descriptors)
+        live = hypervisor.start(xml, descriptors)
+        supply.release(descriptors)
         running = next(iter(qemu(guest.uuid)), None)
         network.started(guest.nic, guest, hypervisor)
     with events.step(journal, "boot"):

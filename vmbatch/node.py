@@ -8,7 +8,7 @@ from types import ModuleType
 
 from vmbatch import accelerator
 from vmbatch.config import Config
-from vmbatch.errors import UserError
+from vmbatch.errors import SiteError, UserError
 from vmbatch.model import Job, Node, Person
 
 
@@ -36,6 +36,14 @@ def person(uid: int, gid: int | None = None) -> Person:
     ids = [primary, *(g for g in os.getgrouplist(entry.pw_name, entry.pw_gid) if g != primary)]
     groups = tuple((_group_name(one), one) for one in ids)
     return Person(entry.pw_name, uid, primary, Path(entry.pw_dir), groups)
+
+
+def named(name: str) -> Person:
+    """Return the passwd entry of a system user that the configuration names. Raises SiteError."""
+    try:
+        return person(pwd.getpwnam(name).pw_uid)
+    except KeyError:
+        raise SiteError(f"there is no user '{name}' on this node", "set [fetch] user") from None
 
 
 def _group_name(gid: int) -> str:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from vmbatch.config import Config
-from vmbatch.errors import SiteError
+from vmbatch.errors import OfferError, SiteError
 from vmbatch.journal import Journal
 from vmbatch.model import Size, Slot
 from vmbatch.process import locked
@@ -18,7 +18,7 @@ from vmbatch.process import locked
 _WAIT_S = 0.1
 
 
-class NoSlotError(SiteError):
+class NoSlotError(OfferError):
     """The node is full. Nobody's fault, and no reason to take the node out of service."""
 
 

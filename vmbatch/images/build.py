@@ -48,23 +48,23 @@ def build(
         with store.unused(config, folder / target.name):
             for path in (target, *parts.values()):
                 path.chmod(0o444)
-                _replace(path, folder / path.name)
-        return _register(config, name, {"source": target.name, "format": "qcow2", **entry})
+                put(path, folder / path.name)
+        return register(config, name, {"source": target.name, "format": "qcow2", **entry})
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _replace(source: Path, target: Path) -> None:
+def put(source: Path, target: Path) -> None:
     with source.open("rb") as file:
         os.fsync(file.fileno())
     source.replace(target)
 
 
-def _register(config: Config, name: str, entry: dict[str, Any]) -> Path:
+def register(config: Config, name: str, entry: dict[str, Any]) -> Path:
     file = config.paths.catalogue / f"{name}.toml"
     text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in entry.items())
     fresh = file.with_suffix(".new")
-    fresh.write_text(f"# written by vmbatch image build\n{text}")
+    fresh.write_text(f"# written by vmbatch image\n{text}")
     fresh.chmod(0o644)
     fresh.replace(file)
     return file

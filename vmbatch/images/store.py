@@ -2,28 +2,34 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vmbatch.config import Config, check_trusted
+from vmbatch.config import Config
 from vmbatch.errors import SiteError
 from vmbatch.journal import Journal
-from vmbatch.model import Guest, short_hash
+from vmbatch.names import short_hash
 from vmbatch.process import locked
 
 
-def lease(config: Config, guest: Guest, journal: Journal) -> None:
-    """Lease every base of the guest. Raises SiteError where a base is missing or others than root may write it."""
-    for disk in guest.disks:
-        if config.root:
-            check_trusted(disk.base)
-        file = lease_file(config.paths.state, disk.base, journal.name)
-        journal.will("lease", file)
-        with locked(config.paths.state / "leases"):
-            file.parent.mkdir(mode=0o755, exist_ok=True)
-            os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        if not disk.base.is_file():
-            raise SiteError(f"image {guest.image}: {disk.base} is missing", f"vmbatch image build {guest.image}")
+def lease(config: Config, base: Path, journal: Journal, role: str = "") -> bool:
+    """Lease a base for the guest of this journal. False: it is not there."""
+    file = lease_file(config.paths.state, base, journal.name)
+    journal.will("lease", file)
+    with locked(config.paths.state / "leases"):
+        if not base.is_file():
+            return False
+        write_lease(file, role)
+    return True
+
+
+def write_lease(file: Path, role: str = "") -> None:
+    """Write a lease, while the leases are locked. One that is there stays: two disks may have one base."""
+    file.parent.mkdir(mode=0o755, exist_ok=True)
+    with suppress(FileExistsError):
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "w") as stream:
+            stream.write(role)
 
 
 def lease_file(state: Path, base: Path, name: str) -> Path:

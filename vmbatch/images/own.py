@@ -1,0 +1,95 @@
+"""A user's own files: the image of a disk, a kernel, an ISO. Opened with the user's uid, looked at by our own reader first.
+
+A raw image and an ISO are used by their descriptor: whatever is written to them, QEMU takes no byte of them for a header.
+A qcow2 is used so only while the kernel keeps writers away until QEMU has read its header; else it is copied.
+"""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from vmbatch import choices, userfiles
+from vmbatch.config import Config
+from vmbatch.disk import Disk, Own
+from vmbatch.errors import UserError
+from vmbatch.images import acquire, transform
+from vmbatch.images.acquire import Asker
+from vmbatch.images.fetch import copy
+from vmbatch.images.inspect import inspect
+from vmbatch.model import Guest, printable
+
+_BOOT_FILE_MIB = 512
+
+
+def image(config: Config, guest: Guest, disk: Disk, asker: Asker, descriptors: dict[str, int]) -> Disk:
+    """Give a disk the user's own image. Raises UserError where it is not allowed, or is not what it should be."""
+    origin = disk.origin
+    descriptor = opened(config, guest, Own(origin.source, origin.max_mib, origin.paths))
+    assert disk.group is not None and origin.max_mib is not None, "planned so"
+    descriptors[disk.group] = descriptor
+    quiet = userfiles.hold(descriptor)
+    header = inspect(descriptor, None, origin.max_mib << 20)
+    if header.format not in origin.formats:
+        raise UserError(
+            f"{printable(origin.source, 200)} is a {header.format} image", f"allowed are: {', '.join(origin.formats)}"
+        )
+    if header.format == "raw" or (header.format in transform.NATIVE and quiet):
+        own_format = header.format if disk.use != "overlay" else "qcow2"
+        return replace(
+            disk,
+            base=Path(origin.source),
+            base_format=header.format,
+            format=own_format,
+            virtual_size=header.virtual_size,
+        )
+    return _copied(config, disk, asker, descriptors)
+
+
+def _copied(config: Config, disk: Disk, asker: Asker, descriptors: dict[str, int]) -> Disk:
+    """A copy of the job's own, made from the descriptor: it is looked at once more, since the user may write meanwhile."""
+    assert disk.group is not None, "planned so"
+    descriptor = descriptors.pop(disk.group)
+    try:
+        limits = acquire.limits_of(config, disk.origin)
+        copy(descriptor, disk.file, check=None, size=None, limits=limits, progress=asker.progress)
+    finally:
+        os.close(descriptor)
+    header = acquire.look(config, disk.origin, disk.file)
+    kind = header.format
+    if kind not in transform.NATIVE:
+        transform.to_qcow2(config, disk.file, header, asker.person, asker.progress)
+        kind = "qcow2"
+    use = "readonly" if disk.use == "readonly" else "direct"
+    return replace(disk, use=use, format=kind, group=None, virtual_size=header.virtual_size)
+
+
+def opened(config: Config, guest: Guest, file: Own) -> int:
+    """Open a user's file, held against the folders and the size that the template allows. Returns the descriptor."""
+    descriptor, real = userfiles.open_as(guest.person, file.path, config.users.open_timeout_s)
+    said = printable(file.path, 200)
+    try:
+        if file.paths and not choices.fits(real, file.paths):
+            also = "" if real == file.path else f", which is {printable(real, 200)},"
+            raise UserError(f"{said}{also} lies where no files may come from", f"allowed are: {' '.join(file.paths)}")
+        size = os.fstat(descriptor).st_size
+        if file.max_mib is not None and size > file.max_mib << 20:
+            raise UserError(f"{said} has {size >> 20} MiB", f"allowed are at most {file.max_mib} MiB")
+    except UserError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def boot_file(config: Config, guest: Guest, source: Path | Own, target: Path) -> None:
+    """Copy a kernel or an initial RAM disk for this job: the site's, or the user's own."""
+    if isinstance(source, Path):
+        shutil.copyfile(source, target)
+    else:
+        handle = opened(config, guest, replace(source, max_mib=min(source.max_mib or _BOOT_FILE_MIB, _BOOT_FILE_MIB)))
+        with os.fdopen(handle, "rb") as file, target.open("xb") as out:
+            left = _BOOT_FILE_MIB << 20
+            while left and (part := file.read(min(left, 1 << 20))):
+                out.write(part)
+                left -= len(part)
+    target.chmod(0o600)
