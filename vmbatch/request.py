@@ -112,7 +112,16 @@ FIELDS = (
         "without it the whole submit directory is brought",
         "in=data",
     ),
-    Field("network", "network", _word, str, False, "network of the guest: nat or user", "network=user", open=False),
+    Field(
+        "network",
+        "network",
+        _word,
+        str,
+        False,
+        "network of the guest: nat, or isolated, which reaches nothing but the job's shell",
+        "network=isolated",
+        open=False,
+    ),
     Field(
         "tar",
         "tars",

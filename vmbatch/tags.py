@@ -147,7 +147,13 @@ TAGS: dict[str, Tag] = {
         ("devices",),
         "the job's network card goes here; without the tag it takes the place of the first <interface>, or is added",
         "<vbnic/>",
-        ((Attribute("network", "nat or user", pattern=WORD, shape="name", default="[network] default", slides=False),),),
+        (
+            (
+                Attribute(
+                    "network", "nat, isolated or user", pattern=WORD, shape="name", default="[network] default", slides=False
+                ),
+            ),
+        ),
         slides=False,
     ),
     **DISK_TAGS,

@@ -2,7 +2,7 @@
 
 The bridge has no spanning tree and no forward delay: libvirt's `default` network makes every new guest wait 4 s.
 Guests cannot reach each other (isolated ports), cannot use another's address (nftables, bridge family), and reach of
-the node only DNS, DHCP and ping.
+the node only DNS, DHCP and ping. An `isolated` guest reaches nothing else either.
 """
 
 import ipaddress
@@ -53,6 +53,7 @@ add rule bridge {table} from_guests ether type ip iifname . ip saddr @addresses 
 add rule bridge {table} from_guests drop
 add table inet {table}
 add chain inet {table} to_node {{ type filter hook input priority -10; }}
+add set inet {table} isolated {{ type ipv4_addr; }}
 add chain inet {table} onward {{ type filter hook forward priority -10; }}
 add chain inet {table} to_guests {{ type filter hook output priority -10; }}
 flush chain inet {table} to_node
@@ -70,6 +71,7 @@ add rule inet {table} to_guests tcp dport 22 accept
 add rule inet {table} to_guests udp sport {{ 53, 67 }} accept
 add rule inet {table} to_guests meta l4proto tcp reject with tcp reset
 add rule inet {table} to_guests drop
+add rule inet {table} onward iifname {bridge} ip saddr @isolated drop
 {deny}"""
 
 
@@ -83,8 +85,9 @@ def prepare(nic: Nic, journal: Journal, config: Config, hypervisor: Hypervisor) 
     card, address = _elements(nic)
     table = nic.source
     journal.will("filter", nic.host_device, table=table, card=card, address=address)
+    closed = f"add element inet {table} isolated {{ {nic.ssh_host} }}\n" if nic.network == "isolated" else ""
     allow = f"add element bridge {table} cards {{ {card} }}\nadd element bridge {table} addresses {{ {address} }}\n"
-    run(["nft", "-f", "-"], stdin=(rules(config) + allow).encode(), timeout_s=20)
+    run(["nft", "-f", "-"], stdin=(rules(config) + closed + allow).encode(), timeout_s=20)
 
 
 def element(nic: Nic) -> etree._Element:
@@ -104,8 +107,11 @@ def started(nic: Nic, guest: Guest, hypervisor: Hypervisor) -> None:
 
 def remove(table: str, card: str, address: str) -> None:
     """Take a guest's card and address out of the filter; absent is fine (added first, so that deleting never fails)."""
-    pairs = (("cards", card), ("addresses", address))
-    lines = [
-        f"{verb} element bridge {table} {name} {{ {member} }}\n" for name, member in pairs for verb in ("add", "delete")
+    sets = (("bridge", "cards", card), ("bridge", "addresses", address), ("inet", "isolated", address.rpartition(" ")[2]))
+    lines = [f"add table inet {table}\nadd set inet {table} isolated {{ type ipv4_addr; }}\n"]
+    lines += [
+        f"{verb} element {family} {table} {name} {{ {member} }}\n"
+        for family, name, member in sets
+        for verb in ("add", "delete")
     ]
     run(["nft", "-f", "-"], stdin="".join(lines).encode(), timeout_s=20, check=False)
