@@ -18,7 +18,7 @@ from typing import Any
 from vmbatch.errors import CancelledError, SiteError
 from vmbatch.failpoints import reach
 from vmbatch.model import SCHEMA
-from vmbatch.process import Identity, identify, kill
+from vmbatch.pids import Identity, identify, kill
 
 
 @dataclass(frozen=True, slots=True)

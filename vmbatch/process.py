@@ -1,7 +1,6 @@
-"""Other processes: the only place that starts a program, and the only one that kills by pid.
+"""Other processes: the only place that starts a program.
 
-Programs get an argv list, a built environment, a deadline and no descriptor of ours. A pid is never kept alone: it is
-kept with its start time, and verified through a pidfd before a signal is sent.
+Programs get an argv list, a built environment, a deadline and no descriptor of ours.
 """
 
 import fcntl
@@ -9,6 +8,7 @@ import os
 import select
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -88,32 +88,72 @@ def hear(argv: Sequence[str | Path], until: bytes, timeout_s: float, limit: int 
 
     Raises SiteError where it cannot be run.
     """
+    child = _talker(argv, subprocess.DEVNULL)
     try:
-        child = subprocess.Popen(
-            [str(word) for word in argv],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=ENVIRONMENT,
-            start_new_session=True,
+        return _listen(child, until, timeout_s, limit)
+    finally:
+        _end_talker(child)
+
+
+@contextmanager
+def serving(argv: Sequence[str | Path], *, name: str, until: bytes, timeout_s: float) -> Iterator[int]:
+    """Keep a program running for a with block, which begins once it has printed `until`. Yields its pid.
+
+    It is ended by SIGTERM; after `timeout_s` in all it is killed, whatever the block does: that may hang on its server.
+    Raises SiteError, with `name` and its own words, where it cannot be run, does not print `until` or does not end with 0.
+    """
+    child = _talker(argv, subprocess.PIPE)
+    killer = threading.Timer(timeout_s, _kill_session, [child])
+    killer.start()
+    try:
+        said = _listen(child, until, timeout_s, 1 << 20)
+        if until in said:
+            yield child.pid
+            os.kill(child.pid, signal.SIGTERM)
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # its pid stays its own, and so does its session
+            _kill_session(child)
+            said, _ = child.communicate()
+            if child.returncode == 0:
+                return
+        raise SiteError(f"{name} failed: {printable(said.decode(errors='replace').strip()) or 'it said nothing'}")
+    finally:
+        _end_talker(child)
+        killer.cancel()
+
+
+def _talker(argv: Sequence[str | Path], stdin: int) -> subprocess.Popen[bytes]:
+    out, err = subprocess.PIPE, subprocess.STDOUT
+    try:
+        return subprocess.Popen(
+            [str(word) for word in argv], stdin=stdin, stdout=out, stderr=err, env=ENVIRONMENT, start_new_session=True
         )
     except OSError as error:
         raise SiteError(f"cannot run {argv[0]}: {error.strerror}") from error
+
+
+def _listen(child: subprocess.Popen[bytes], until: bytes, timeout_s: float, limit: int) -> bytes:
     assert child.stdout is not None
     said, deadline = b"", time.monotonic() + timeout_s
-    try:
-        while until not in said and len(said) < limit:
-            ready, _, _ = select.select([child.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            part = os.read(child.stdout.fileno(), 4096) if ready else b""
-            if not part:
-                break
-            said += part
-    finally:
+    while until not in said and len(said) < limit:
+        ready, _, _ = select.select([child.stdout], [], [], max(0.0, deadline - time.monotonic()))
+        part = os.read(child.stdout.fileno(), 4096) if ready else b""
+        if not part:
+            break
+        said += part
+    return said
+
+
+def _kill_session(child: subprocess.Popen[bytes]) -> None:
+    if child.returncode is None:  # not waited for, so the pid is still its own
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
-    return said
+
+
+def _end_talker(child: subprocess.Popen[bytes]) -> None:
+    _kill_session(child)
+    child.wait()
+    for stream in filter(None, (child.stdin, child.stdout)):
+        stream.close()
 
 
 def become(person: Person) -> None:
@@ -141,15 +181,29 @@ def call_as(person: Person, function: Callable[[], None], timeout_s: float) -> i
 
     The child shares nothing with us but the standard streams. An exception is its status 1, printed to stderr.
     """
+    return end_child(fork_as(person, function), timeout_s)
+
+
+def fork_as(person: Person, function: Callable[[], None], pipes: tuple[int, ...] = ()) -> int:
+    """Start a child of ours that runs the function with the person's ids. Returns its pid, for end_child.
+
+    Where `pipes` are given, they are all that the child keeps of ours: its standard streams are /dev/null.
+    """
     pid = os.fork()
     if pid == 0:
-        _child(person, function)
+        _child(person, function, pipes)
+    return pid
+
+
+def end_child(pid: int, timeout_s: float) -> int | None:
+    """Wait for a child of ours; kill its session at the deadline. Returns its exit status; None: it was killed."""
     descriptor = os.pidfd_open(pid)
     try:
         ready, _, _ = select.select([descriptor], [], [], timeout_s)
         if not ready:
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
+            for kill_it in (os.killpg, os.kill):  # it may not have made its session yet
+                with suppress(ProcessLookupError):
+                    kill_it(pid, signal.SIGKILL)
             ended, _, _ = select.select([descriptor], [], [], 2)
             if not ended:  # it hangs in the kernel (a dead file server): leave it behind
                 return None
@@ -159,11 +213,15 @@ def call_as(person: Person, function: Callable[[], None], timeout_s: float) -> i
     return os.waitstatus_to_exitcode(wait_status) if ready else None
 
 
-def _child(person: Person, function: Callable[[], None]) -> None:
+def _child(person: Person, function: Callable[[], None], pipes: tuple[int, ...]) -> None:
     status = 1
     try:
         os.setsid()
-        close_others()
+        if pipes:
+            null = os.open("/dev/null", os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(null, stream)
+        close_others(*pipes)
         become(person)
         os.umask(0o077)
         function()
@@ -185,53 +243,3 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """A process that cannot be mistaken for a later one with the same pid. `start` is in clock ticks since boot."""
-
-    pid: int
-    start: int
-
-
-def identify(pid: int) -> Identity | None:
-    """Return the identity of a living process (a zombie is not one), None where there is none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in (b"Z", b"X") else Identity(pid, int(fields[19]))
-
-
-def kill(who: Identity, number: signal.Signals = signal.SIGKILL, wait_s: float = 2.0) -> bool:
-    """Send a signal to exactly that process; after SIGKILL wait for its end. True: it is gone (or never was)."""
-    try:
-        descriptor = os.pidfd_open(who.pid)
-    except ProcessLookupError:
-        return True
-    try:
-        if identify(who.pid) != who:
-            return True
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(descriptor, number)
-        if number != signal.SIGKILL:
-            return False
-        select.select([descriptor], [], [], wait_s)
-    finally:
-        os.close(descriptor)
-    return identify(who.pid) != who
-
-
-def find(*words: str) -> list[Identity]:
-    """Return the processes whose argument list holds all `words`, as whole arguments."""
-    wanted = {word.encode() for word in words}
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with suppress(OSError):
-            if wanted <= set((entry / "cmdline").read_bytes().split(b"\0")):
-                who = identify(int(entry.name))
-                found += [who] if who else []
-    return found

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmbatch.errors import GuestError
 from vmbatch.model import Guest, printable
-from vmbatch.process import Identity, identify
+from vmbatch.pids import Identity, identify
 
 STAGES = ("firmware", "kernel", "context", "network", "ssh")
 _LIMIT = 64 * 1024

@@ -15,7 +15,7 @@ from vmbatch.domain import NAMESPACE
 from vmbatch.errors import SiteError
 from vmbatch.hypervisor import Hypervisor
 from vmbatch.journal import Journal, numbers
-from vmbatch.process import kill
+from vmbatch.pids import kill
 from vmbatch.teardown import qemu
 
 

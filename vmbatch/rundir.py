@@ -12,7 +12,8 @@ from vmbatch.config import Config, private_dir
 from vmbatch.errors import GuestError, SiteError, UserError, VMBatchError
 from vmbatch.journal import Journal
 from vmbatch.model import Guest, Job, Person, printable
-from vmbatch.process import Identity, run
+from vmbatch.pids import Identity
+from vmbatch.process import run
 
 
 def path(config: Config, name: str) -> Path:
@@ -107,6 +108,8 @@ def hand_over(config: Config, guest: Guest, running: Identity | None, phases: di
         "max_output_mib": config.files.max_output_mib,
         "max_files": config.files.max_files,
     }
+    if guest.tars:
+        facts["tars"] = json.dumps([tar.path for tar in guest.tars])
     if guest.inputs is not None:
         facts["inputs"] = json.dumps(guest.inputs)
     if running:

@@ -8,7 +8,7 @@ from typing import Any
 from vmbatch import events, reap, rundir
 from vmbatch.config import Config
 from vmbatch.errors import UserError, nearest
-from vmbatch.process import Identity, identify
+from vmbatch.pids import Identity, identify
 
 FIELDS = ("job", "key", "n", "user", "image", "phase", "phases_s", "hypervisor", "cpus", "memory_mib", "address", "reason")
 

@@ -18,7 +18,8 @@ from vmbatch.hypervisor import Hypervisor, LibvirtError
 from vmbatch.journal import Journal, Thing
 from vmbatch.model import Person
 from vmbatch.networks import nat
-from vmbatch.process import Identity, call_as, find, kill, run
+from vmbatch.pids import Identity, find, kill
+from vmbatch.process import call_as, run
 
 
 @dataclass(frozen=True, slots=True)

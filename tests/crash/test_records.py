@@ -18,7 +18,7 @@ from vmbatch.hypervisor import Hypervisor
 from vmbatch.images import store
 from vmbatch.journal import Journal
 from vmbatch.model import Size
-from vmbatch.process import find
+from vmbatch.pids import find
 from vmbatch.teardown import UNDO, Tools, qemu, teardown
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from vmbatch.errors import SiteError
 from vmbatch.hypervisor import Hypervisor, LibvirtError
-from vmbatch.process import find
+from vmbatch.pids import find
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import time
 
 from vmbatch import elsewhere, rundir
 from vmbatch.config import load
-from vmbatch.process import Identity, identify
+from vmbatch.pids import Identity, identify
 from vmbatch.remoteshell import show_log
 
 NAME = "console"
