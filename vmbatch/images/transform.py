@@ -43,7 +43,7 @@ def to_qcow2(
 
 def _convert(config: Config, source: Path, target: Path, header: Header, person: Person) -> None:
     limits = [
-        "prlimit", f"--cpu={config.store.convert_timeout_s}", f"--as={_MEMORY}", "--core=0",
+        "prlimit", f"--cpu={config.store.convert_timeout_s}", f"--data={_MEMORY}", "--stack=2097152", "--core=0",
         f"--fsize={header.virtual_size + header.virtual_size // 64 + (64 << 20)}", "--",
     ]  # fmt: skip
     convert = ["qemu-img", "convert", "-f", header.format, "-O", "qcow2", str(source), str(target)]
