@@ -1,16 +1,19 @@
 """Programs have deadlines; a pid is verified before a kill; root becomes a user for good."""
 
 import os
+import select
 import signal
 import subprocess
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import things
 
 from vmbatch.errors import SiteError
-from vmbatch.process import Identity, call_as, find, hear, identify, kill, run
+from vmbatch.pids import Identity, find, identify, kill
+from vmbatch.process import call_as, hear, run, serving
 
 pytestmark = pytest.mark.programs
 
@@ -47,6 +50,39 @@ def test_hear_ends_as_soon_as_the_words_were_said() -> None:
     began = time.monotonic()
     assert b"ready" in hear(["/bin/sh", "-c", "echo ready; sleep 60"], b"ready", 20)
     assert time.monotonic() - began < 5
+
+
+def server(script: str, timeout_s: float = 20) -> AbstractContextManager[int]:
+    return serving(["/bin/sh", "-c", script], name="the server", until=b"ready", timeout_s=timeout_s)
+
+
+def test_a_server_is_ready_for_the_block_and_gone_after_it_with_its_children() -> None:
+    began = time.monotonic()
+    with server("trap 'exit 0' TERM; sleep 98764 & echo ready; wait") as pid:
+        assert identify(pid)
+    assert time.monotonic() - began < 5
+    assert identify(pid) is None
+    assert find("sleep", "98764") == []
+
+
+def test_a_server_that_does_not_get_ready_is_named_with_its_words() -> None:
+    with pytest.raises(SiteError, match="the server failed: no luck"), server("echo no luck >&2"):
+        raise AssertionError("the block began")
+
+
+def test_a_server_that_fails_at_its_end_is_an_error() -> None:
+    script = "trap 'echo lost; exit 1' TERM; sleep 98764 & echo ready; wait"
+    with pytest.raises(SiteError, match="the server failed: lost"), server(script):
+        pass
+
+
+def test_a_server_is_killed_at_its_deadline_while_the_block_waits_for_it() -> None:
+    with pytest.raises(SiteError, match="the server failed"), server("trap '' TERM; echo ready; sleep 98764", 0.5) as pid:
+        descriptor = os.pidfd_open(pid)
+        ended, _, _ = select.select([descriptor], [], [], 20)
+        os.close(descriptor)
+        assert ended
+    assert find("sleep", "98764") == []
 
 
 def test_only_the_very_process_is_killed() -> None:

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Prepares a guest for its job. Called at boot, as root, by the image's own start-up or by cloud-init:
-#   init.sh start|start-cloud FOLDER    FOLDER holds params, runjob and the keys (a copy of the ISO's vmbatch folder)
+#   init.sh start|start-cloud FOLDER    FOLDER holds params, runjob and the keys: /vmbatch of the disk where that is there,
+#                                       else the ISO's vmbatch folder or a copy of it
 #   init.sh ready FOLDER                waits until sshd listens, then says so to the host
 # Runs under dash, busybox and bash. Everything that it says goes to the host over a virtio port or a serial line.
 
@@ -139,7 +140,7 @@ keys() {
 	chown -R "$VMBATCH_UID:$VMBATCH_GID" "$VMBATCH_HOME/.ssh"
 	(umask 077 && cat "$folder/host_key" > /etc/ssh/ssh_host_ed25519_key) || return 1
 	cat "$folder/host_key.pub" > /etc/ssh/ssh_host_ed25519_key.pub
-	rm -f "$folder/host_key"
+	rm -f "$folder/host_key" 2> /dev/null || : # fails on the CD-ROM itself, which the host ejects
 }
 
 helper() {
@@ -151,9 +152,15 @@ helper() {
 	chown -R "$VMBATCH_UID:$VMBATCH_GID" /var/lib/vmbatch/job
 }
 
+archives() {
+	for archive in "$folder"/archive*.tar; do
+		[ ! -r "$archive" ] || tar -x -f "$archive" -C / || give_up "cannot unpack ${archive##*/}: is the disk full?"
+	done
+}
+
 start() {
 	report "stage context"
-	[ -r "$folder/params" ] || give_up "the context disk holds no params"
+	[ -r "$folder/params" ] || give_up "$folder holds no params"
 	. "$folder/params"
 	[ -z "$VMBATCH_HOSTNAME" ] || hostname "$VMBATCH_HOSTNAME" 2>/dev/null ||
 		echo "$VMBATCH_HOSTNAME" > /proc/sys/kernel/hostname
@@ -161,6 +168,7 @@ start() {
 	name_servers
 	report "stage network"
 	user
+	archives
 	keys || give_up "cannot write the ssh keys"
 	helper || give_up "cannot install the helper that runs jobs"
 }
