@@ -39,8 +39,8 @@ _CREATE = (
     Attribute("size", "size in MB (1048576 bytes)", pattern=NUMBER, shape="number", required=True),
     Attribute(
         "create",
-        "always: a new empty disk for each job; once: made for the first job, which writes to it, and kept with its content; "
-        "a job that begins while others use it has an overlay",
+        "always: a new empty disk for each job; once: made for the first job, which writes to it, and kept with its "
+        "content; a job that begins while others use it has an overlay",
         ("always", "once"),
         required=True,
     ),

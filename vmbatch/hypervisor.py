@@ -94,6 +94,10 @@ class Hypervisor:
         """Make the domain not exist. Absent is fine."""
         self.call("destroy", name)
 
+    def power_off(self, name: str) -> None:
+        """Press the domain's power button: its guest may write what it still holds, and ends when it likes."""
+        self.call("power_off", name)
+
     def exists(self, name: str) -> bool:
         return bool(self.call("exists", name))
 
@@ -223,6 +227,11 @@ class _Calls:
             except self.libvirt.libvirtError as error:
                 if error.get_error_code() not in gone:
                     raise
+
+    def do_power_off(self, name: str) -> None:
+        domain = self.domain(name)
+        if domain is not None:
+            domain.shutdown()
 
     def do_eject(self, name: str, device: str) -> None:
         domain = self.domain(name)

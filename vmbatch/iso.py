@@ -14,18 +14,20 @@ import pycdlib
 from vmbatch.errors import SiteError
 
 LABEL = "cidata"
+_DEPTH = 7  # ISO 9660 allows eight levels with the root
 
 
 def write(target: Path, files: Mapping[str, tuple[bytes, int]]) -> None:
-    """Write `target` (mode 0600, made new) with `files`: relative path -> (content, mode). One level of folders."""
+    """Write `target` (mode 0600, made new) with `files`: relative path -> (content, mode). Folders at most seven deep.
+
+    Raises SiteError where it cannot be written.
+    """
     image = pycdlib.PyCdlib()
     image.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident=LABEL)
     folders: dict[str, str] = {"": ""}
     for number, (name, (content, mode)) in enumerate(files.items()):
         folder, _, leaf = name.rpartition("/")
-        if folder not in folders:
-            folders[folder] = f"/D{len(folders):07d}"
-            image.add_directory(folders[folder], rr_name=folder, joliet_path=f"/{folder}", file_mode=0o040500)
+        _folder(image, folders, folder)
         image.add_fp(
             io.BytesIO(content),
             len(content),
@@ -42,3 +44,15 @@ def write(target: Path, files: Mapping[str, tuple[bytes, int]]) -> None:
         raise SiteError(f"cannot write {target}: {error.strerror}") from error
     finally:
         image.close()
+
+
+def _folder(image: pycdlib.PyCdlib, folders: dict[str, str], name: str) -> None:
+    """Have a folder and those above it; `folders` keeps their short ISO 9660 names."""
+    if name in folders:
+        return
+    if name.count("/") >= _DEPTH:
+        raise SiteError(f"{name} is too deep for a CD-ROM ({_DEPTH} folders)", "pack it with fewer folders, or use strip=")
+    above, _, leaf = name.rpartition("/")
+    _folder(image, folders, above)
+    folders[name] = f"{folders[above]}/D{len(folders):07d}"
+    image.add_directory(folders[name], rr_name=leaf, joliet_path=f"/{name}", file_mode=0o040500)

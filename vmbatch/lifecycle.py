@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from signal import SIGTERM
 
 from vmbatch import __version__ as version
 from vmbatch import (
@@ -30,10 +31,12 @@ from vmbatch.hypervisor import Hypervisor
 from vmbatch.images import supply
 from vmbatch.journal import Journal
 from vmbatch.model import Guest, Job
+from vmbatch.pids import ended, kill
 from vmbatch.process import call_as
 from vmbatch.records import from_json, to_json
 from vmbatch.teardown import Tools, qemu, teardown
 
+_QUIT_S = 5  # how long QEMU may take to write its tables, where the guest did not power off
 _STOP_CALL_S = 5.0  # libvirt's time for one call of a stop; QEMU has been killed before
 
 
@@ -133,6 +136,7 @@ def _stop_one(config: Config, journal: Journal) -> list[str]:
             except Exception as error:  # what cannot be collected is lost; the guest goes all the same
                 events.log(journal, f"the job's files could not be collected: {error or type(error).__name__}")
             with Hypervisor(config.libvirt.uri, _STOP_CALL_S) as hypervisor:
+                _settle(config, journal, hypervisor)
                 failures = teardown(journal, Tools(config, hypervisor))
             for text in failures:
                 events.log(journal, text)
@@ -142,6 +146,24 @@ def _stop_one(config: Config, journal: Journal) -> list[str]:
             return failures
     except FileNotFoundError:
         return []
+
+
+def _settle(config: Config, journal: Journal, hypervisor: Hypervisor) -> None:
+    """Let a guest whose disk is kept write what it still holds, before it is taken away."""
+    guest = read_guest(journal)
+    running = qemu(guest.uuid) if guest and guest.kept else []
+    if guest is None or not running:
+        return
+    with events.step(journal, "power off"):
+        try:
+            hypervisor.power_off(guest.name)
+        except SiteError as error:
+            events.log(journal, f"the power button does not work: {error}")
+        for number, limit_s in ((None, config.limits.stop_timeout_s), (SIGTERM, _QUIT_S)):
+            if number:
+                kill(running[0], number)
+            if ended(running[0], limit_s):
+                return
 
 
 def _collect(config: Config, journal: Journal) -> None:

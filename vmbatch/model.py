@@ -218,6 +218,12 @@ class Guest:
         return self.scratch / "initrd" if self.initrd else None
 
     @property
+    def kept(self) -> bool:
+        """Whether this guest writes to a disk that outlives it."""
+        kept = [disk for disk in self.disks if disk.origin.method == "once" and disk.use == "direct"]
+        return any(self.scratch not in disk.file.parents for disk in kept)
+
+    @property
     def nic(self) -> Nic:
         """The first card: the one that the job's shell uses."""
         return self.nics[0]

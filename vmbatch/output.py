@@ -15,6 +15,7 @@ from vmbatch.channel import Channel, Command, LostError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import tarfile
+    from typing import Any
 
 REFUSED = 125
 _UNPACK = b'cd "$1" && exec tar -xf -'
@@ -32,6 +33,11 @@ def bring_in(channel: Channel, facts: dict[str, str], first: bool, carried: byte
         names = [*(names or []), os.fsdecode(carried)]
     if names != []:
         problem = measure(facts, names) or _send(channel, facts, names)
+        if problem:
+            say(problem)
+            return REFUSED
+    for path in _tars(facts) if first else ():
+        problem = _send_tar(channel, facts, path)
         if problem:
             say(problem)
             return REFUSED
@@ -94,11 +100,49 @@ def measure(facts: dict[str, str], names: list[str] | None) -> str:
     return ""
 
 
+def _tars(facts: dict[str, str]) -> list[str]:
+    """Return the user's tar files."""
+    if not facts.get("tars"):
+        return []
+    import json
+
+    return [str(path) for path in json.loads(facts["tars"])]
+
+
+def _send_tar(channel: Channel, facts: dict[str, str], path: str) -> str:
+    problem = _stream(channel, facts, lambda writer: _unpacked(path, writer))
+    return f"the tar file {path} could not be unpacked in {facts['workdir']} of the guest" if problem else ""
+
+
+def _unpacked(path: str, writer: int) -> int:
+    """Write a tar file's content, without its compression, into the pipe."""
+    import bz2
+    import gzip
+    import lzma
+    import shutil
+
+    with open(path, "rb") as raw, os.fdopen(writer, "wb") as pipe:
+        head = raw.peek(6)[:6]
+        stream: Any = raw
+        for magic, module in ((b"\x1f\x8b", gzip), (b"BZh", bz2), (b"\xfd7zXZ\0", lzma)):
+            if head.startswith(magic):
+                stream = module.open(raw)
+        shutil.copyfileobj(stream, pipe)
+    return 0
+
+
 def _send(channel: Channel, facts: dict[str, str], names: list[str] | None) -> str:
+    if _stream(channel, facts, lambda writer: _pack(facts, names, writer)):
+        return f"the input files could not be unpacked in {facts['workdir']} of the guest (is its disk full?)"
+    return ""
+
+
+def _stream(channel: Channel, facts: dict[str, str], pack: "Callable[[int], int]") -> bool:
+    """Have `pack` write a tar stream, and the guest unpack it in the working directory. True: something failed."""
     reader, writer = os.pipe()
     packer = os.fork()
     if packer == 0:
-        _in_child(lambda: _pack(facts, names, writer), keep=writer)
+        _in_child(lambda: pack(writer), keep=writer)
     os.close(writer)
     workdir = os.fsencode(facts["workdir"])
     command = Command([b"/bin/sh", b"-c", _UNPACK, b"sh", workdir], [b"PATH=/usr/bin:/bin"], b"/", 0)
@@ -107,9 +151,7 @@ def _send(channel: Channel, facts: dict[str, str], names: list[str] | None) -> s
     finally:
         os.close(reader)
         _, status = os.waitpid(packer, 0)
-    if kind or code or status:
-        return f"the input files could not be unpacked in {facts['workdir']} of the guest (is its disk full?)"
-    return ""
+    return bool(kind or code or status)
 
 
 def _pack(facts: dict[str, str], names: list[str] | None, writer: int) -> int:

@@ -9,8 +9,8 @@ _ABOUT = (
     'A domain template is libvirt domain XML (see "Domain XML format" in libvirt\'s documentation) with the tags below. '
     "Each tag is replaced by what it asks for, or removed. vmbatch adds name, uuid, memory, processors, the console on the "
     "first serial port and the channel on which the guest says that it is ready. The site's templates lie in "
-    "/etc/vmbatch/domain-templates; vmbatch check --template FILE looks whether one is right, vmbatch template convert turns "
-    "one for Xen into one for KVM."
+    "/etc/vmbatch/domain-templates; vmbatch check --template FILE looks whether one is right, vmbatch template convert "
+    "turns one for Xen into one for KVM."
 )
 _ORIGIN = (
     "What is marked VmBatch 2015 is as in the slides of that year; what is marked new was added since. "

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from vmbatch import catalogue, node
 from vmbatch.config import Config, load
+from vmbatch.errors import UserError
 from vmbatch.images import build, evict, library
 from vmbatch.images.acquire import Asker
 from vmbatch.images.inspect import FORMATS
 from vmbatch.images.progress import amount, reporter
-from vmbatch.quantities import mib_text
+from vmbatch.quantities import memory_mib, mib_text
 
 NAME = "image"
 HELP = "build, import, list, check and remove images"
@@ -37,6 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument("--name", help="name in the catalogue (default: the recipe's)")
     make.add_argument("--package", action="append", default=[], help="further Debian package; may be repeated")
     make.add_argument("--kernel", choices=["cloud", "generic"], default="cloud", help="generic has drivers for old hardware")
+    make.add_argument("--size", metavar="SIZE", help="size of its disk, such as 8G (default: 4G)")
     make.add_argument("-q", "--quiet", action="store_true", help="no progress")
     bring = actions.add_parser("import", help="put a file or a URL into the store, and into the catalogue")
     bring.add_argument("source", help="file, or http, https, ftp, ftps address")
@@ -72,7 +74,13 @@ def _build(config: Config, options: argparse.Namespace) -> int:
             print(f"[{time.monotonic() - began:5.1f} s] {text}", file=sys.stderr, flush=True)
 
     name = options.name or options.recipe
-    file = build.build(config, options.recipe, name=name, extra=options.package, kernel=options.kernel, say=say)
+    try:
+        size = memory_mib(options.size) if options.size else None
+    except ValueError as error:
+        raise UserError(f"--size {options.size}: {error}") from None
+    file = build.build(
+        config, options.recipe, name=name, extra=options.package, kernel=options.kernel, size_mib=size, say=say
+    )
     say(f"done: image {name} is in the catalogue ({file})")
     return 0
 

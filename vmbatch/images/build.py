@@ -14,7 +14,7 @@ from vmbatch.catalogue import NAME
 from vmbatch.config import Config
 from vmbatch.errors import SiteError, UserError
 from vmbatch.images import store
-from vmbatch.process import Identity, identify
+from vmbatch.pids import Identity, identify
 
 RECIPES = ("tiny", "debian12")
 
@@ -26,9 +26,13 @@ def build(
     name: str,
     extra: Sequence[str] = (),
     kernel: str = "cloud",
+    size_mib: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Path:
-    """Build a recipe under a name, replacing an older image of that name. Returns the catalogue file."""
+    """Build a recipe under a name, replacing an older image of that name. Returns the catalogue file.
+
+    size_mib is the size of its disk; None: the recipe's.
+    """
     if not NAME.fullmatch(name):
         raise UserError(f"'{name}' cannot be an image's name", "use letters, digits, '_', '.' and '-'")
     module = import_module(f"vmbatch.images.{recipe}")
@@ -42,7 +46,7 @@ def build(
     work = Path(tempfile.mkdtemp(prefix=f".build-{os.getpid()}-{me.start if me else 0}-", dir=folder))
     try:
         target = work / f"{name}.qcow2"
-        parts = module.build(work, target, extra, kernel, say)
+        parts = module.build(work, target, extra, kernel, size_mib or module.SIZE_MIB, say)
         say("hashing")
         entry = {**module.ENTRY, **{part: path.name for part, path in parts.items()}, "sha512": sha512(target)}
         with store.unused(config, folder / target.name):

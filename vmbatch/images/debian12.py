@@ -26,7 +26,9 @@ ENTRY = {
 _MASKED = ("e2scrub_reap.service", "apt-daily.timer", "apt-daily-upgrade.timer")
 
 
-def build(work: Path, target: Path, extra: Sequence[str], flavour: str, say: Callable[[str], None]) -> dict[str, Path]:
+def build(
+    work: Path, target: Path, extra: Sequence[str], flavour: str, size_mib: int, say: Callable[[str], None]
+) -> dict[str, Path]:
     """Make the image `target` in the folder `work`; takes a minute or two. Returns nothing more that belongs to it."""
     bootdisk.check_tools()
     packages.need(("mmdebstrap", "mmdebstrap"))
@@ -54,7 +56,7 @@ def build(work: Path, target: Path, extra: Sequence[str], flavour: str, say: Cal
     archive.unlink()
     _settle(tree)
     say("making the disk")
-    bootdisk.make(tree, target, size_mib=SIZE_MIB, kernel_args=KERNEL_ARGS)
+    bootdisk.make(tree, target, size_mib=size_mib, kernel_args=KERNEL_ARGS)
     return {}
 
 

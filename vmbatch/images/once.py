@@ -1,8 +1,8 @@
 """Disks that are made once and keep their content: the persistent cache of CernVM-FS, for one.
 
 The job that finds the disk unused has it for itself and writes to it. Others wait until that job has ended, or begin with
-an empty one, as the template says; those that come while it is only read have an overlay each. What a guest has written
-is never looked into on the host: format and size are what the template says.
+an empty one, as the template says. Those that waited, and those that come while it is only read, have an overlay each.
+What a guest has written is never looked into on the host: format and size are what the template says.
 """
 
 import time
@@ -39,18 +39,19 @@ def use(config: Config, guest: Guest, journal: Journal, disk: Disk, say: Callabl
     lease = store.lease_file(config.paths.state, file, journal.name)
     journal.will("lease", lease)
     deadline = time.monotonic() + config.store.once_timeout_s
-    told = 0.0
+    waited, told = False, 0.0
     while True:
         with locked(config.paths.state / "leases"):
             users = roles(config, file)
             if not users or (file.exists() and WRITER not in users.values()):
-                role = READER if users else WRITER
+                role = READER if users or (waited and file.exists()) else WRITER
                 store.write_lease(lease, role)
                 break
         if disk.origin.busy == "overlay":
             disks.empty(disk.file, disk)
             return disk
         journal.check()
+        waited = True
         holder = next(name for name, role in users.items() if role == WRITER)
         if time.monotonic() >= deadline:
             raise OfferError(

@@ -47,6 +47,8 @@ def bring(config: Config, guest: Guest, journal: Journal, descriptors: dict[str,
     for source, target in ((guest.kernel, guest.job_kernel), (guest.initrd, guest.job_initrd)):
         if source and target:
             own.boot_file(config, guest, source, target)
+    for tar in guest.tars:  # the job's shell reads them, as the user; here they are held against the rules
+        os.close(own.opened(config, guest, tar))
     if guest.own_cdrom:
         descriptors["cdrom"] = own.opened(config, guest, guest.own_cdrom)
     return guest

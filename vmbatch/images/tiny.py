@@ -34,7 +34,9 @@ _STAGES = {
 _JUNK = ("usr/share", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/x86_64-linux-gnu/perl-base", "var/lib", "var/cache")
 
 
-def build(work: Path, target: Path, extra: Sequence[str], flavour: str, say: Callable[[str], None]) -> dict[str, Path]:
+def build(
+    work: Path, target: Path, extra: Sequence[str], flavour: str, size_mib: int, say: Callable[[str], None]
+) -> dict[str, Path]:
     """Make the image `target` in the folder `work`. Returns what else belongs to it: kernel and initrd by name."""
     bootdisk.check_tools()
     packages.need(("cpio", "cpio"), ("depmod", "kmod"))
@@ -55,7 +57,7 @@ def build(work: Path, target: Path, extra: Sequence[str], flavour: str, say: Cal
     shutil.copyfile(vmlinuz, boot / "vmlinuz")
     shutil.copyfile(initrd, boot / "initrd.img")
     say("making the disk")
-    bootdisk.make(tree, target, size_mib=SIZE_MIB, kernel_args=KERNEL_ARGS)
+    bootdisk.make(tree, target, size_mib=size_mib, kernel_args=KERNEL_ARGS)
     return {"kernel": vmlinuz, "initrd": initrd}
 
 
