@@ -2,11 +2,13 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ IMAGES: dict[str, tuple[str, ...]] = {
     "tiny": ("tiny",),
     "tiny-python": ("tiny", "--package", "python3-minimal"),
     "tiny-generic": ("tiny", "--kernel", "generic"),
+    "tiny-small": ("tiny", "--size", "96M"),
     "debian12": ("debian12",),
 }
 
@@ -103,6 +106,28 @@ class Site:
             merged.setdefault(name, {}).update(keys)
         self.config.write_text(config_text(self.folder, self.run_dir, **merged))
         self.config.chmod(0o644)
+
+    def own_images(self) -> None:
+        """Give the site a catalogue of its own, with the tiny image in it."""
+        if "paths" not in self.sections:
+            self.sections["paths"] = {"catalogue": self.folder / "images.d"}
+            self.configure()
+            entry = tomllib.loads((DEV / "images.d" / "tiny.toml").read_text())
+            files = {key: str(DEV / "images" / entry[key]) for key in ("source", "kernel", "initrd")}
+            self.offer("tiny", **{**entry, **files})
+
+    def offer(self, name: str, **keys: Any) -> None:
+        """Write a catalogue entry."""
+        self.own_images()
+        (self.folder / "images.d").mkdir(exist_ok=True)
+        text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+        (self.folder / "images.d" / f"{name}.toml").write_text(text)
+
+    def template(self, name: str, xml: str, **keys: Any) -> None:
+        """Write a domain template, and a catalogue entry of the same name that wants it."""
+        (self.folder / "templates").mkdir(exist_ok=True)
+        (self.folder / "templates" / f"{name}.xml").write_text(xml)
+        self.offer(name, template=name, memory_mib=192, **keys)
 
     def call(self, *words: Any, user: int | None = None, timeout: float = 300, **options: Any) -> Any:
         """Run vmbatch with this site's configuration; returns a CompletedProcess with text."""

@@ -8,15 +8,16 @@ from things import ROOT
 
 PACKAGE = ROOT / "vmbatch"
 LAYERS = {
-    1: "__init__ model errors quantities joblink failpoints guest",
-    2: "process journal channel turns callforms unpack",
-    3: "events",
-    4: "config catalogue templates request backends hypervisor iso",
-    5: "node slots accelerator plan payload rundir images contexts networks schedulers",
-    6: "domain teardown output ready",
+    1: "__init__ model disk names hypervisors records errors quantities hashes joblink failpoints guest settings "
+    "partitions deviceorder xmltext tagforms disktags tags tagschema machine troff",
+    2: "process pids journal channel turns callforms unpack",
+    3: "events pipes userfiles confined",
+    4: "config archives catalogue templates request backends hypervisor iso blockexport convert convertdisks",
+    5: "node slots accelerator choices diskplan plan payload rundir images contexts networks schedulers",
+    6: "domain domaindisks teardown output ready",
     7: "lifecycle",
-    8: "commands reap status diagnosis installation manual elsewhere",
-    9: "hook cli remoteshell",
+    8: "commands reap status diagnosis installation manual templatepage elsewhere",
+    9: "hook cli remoteshell pygrub",
 }
 LAYER = {name: number for number, names in LAYERS.items() for name in names.split()}
 FAMILIES = ("schedulers", "contexts", "networks", "images")
@@ -31,8 +32,10 @@ DOORS = {
     "libvirt": {"hypervisor"},
     "libvirt_qemu": {"hypervisor"},
     "pycdlib": {"iso"},
+    "urllib3": {"images"},
+    "ftplib": {"images"},
     "subprocess": {"process"},
-    "tarfile": {"output", "unpack"},
+    "tarfile": {"archives", "output", "unpack"},
 }
 
 
