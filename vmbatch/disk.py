@@ -38,7 +38,7 @@ class Disk:
     origin: Origin
     appears: Path | None = None  # where people look for the image
     boot: bool = False
-    group: str | None = None  # the descriptor that the user's uid opened; None: opened by name
+    group: str | None = None  # QEMU gets the base open, under this name; None: it opens it by its path
     virtual_size: int | None = None  # bytes that the guest sees; None: what qemu-img finds in base
 
 

@@ -19,6 +19,7 @@ from vmbatch.errors import SiteError
 from vmbatch.model import Person, printable
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_BEAT_S = 0.5
 ENVIRONMENT = {"PATH": PATH, "LANG": "C.UTF-8"}
 
 
@@ -44,9 +45,12 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: str | Path = "/",
     check: bool = True,
+    descriptors: Sequence[int] = (),
+    beat: Callable[[], None] | None = None,
 ) -> Completed:
-    """Run a program to its end, in its own session, as `person` where given.
+    """Run a program to its end, in its own session, as `person` where given. It gets `descriptors` under their numbers.
 
+    `beat` is called twice a second meanwhile; what it raises ends the program.
     Raises SiteError when it is not installed, does not end in time (the whole session is killed) or, with `check`,
     fails: the sentence holds the program's own words.
     """
@@ -61,6 +65,7 @@ def run(
             cwd=cwd,
             env={**ENVIRONMENT, **(env or {})},
             start_new_session=True,
+            pass_fds=descriptors,
             user=other.uid if other else None,
             group=other.gid if other else None,
             extra_groups=[gid for _, gid in other.groups] if other else None,
@@ -68,7 +73,7 @@ def run(
     except OSError as error:
         raise SiteError(f"cannot run {words[0]}: {error.strerror}", "install it, then run: vmbatch doctor") from error
     try:
-        stdout, stderr = child.communicate(stdin, timeout=timeout_s)
+        stdout, stderr = _output(child, stdin, timeout_s, beat)
     except subprocess.TimeoutExpired:
         raise SiteError(f"{words[0]} did not end within {timeout_s:g} s") from None
     finally:
@@ -81,6 +86,17 @@ def run(
         words_said = printable(stderr.decode(errors="replace").strip() or stdout.decode(errors="replace").strip())
         raise SiteError(f"{' '.join(words[:2])} failed with {status}: {words_said}")
     return Completed(status, stdout, stderr)
+
+
+def _output(
+    child: "subprocess.Popen[bytes]", stdin: bytes, timeout_s: float, beat: Callable[[], None] | None
+) -> tuple[bytes, bytes]:
+    deadline = time.monotonic() + timeout_s
+    while beat is not None and time.monotonic() < deadline:
+        with suppress(subprocess.TimeoutExpired):
+            return child.communicate(stdin, timeout=_BEAT_S)
+        beat()
+    return child.communicate(stdin, timeout=max(0.0, deadline - time.monotonic()))
 
 
 def hear(argv: Sequence[str | Path], until: bytes, timeout_s: float, limit: int = 1 << 20) -> bytes:

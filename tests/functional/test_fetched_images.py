@@ -2,37 +2,17 @@
 
 import hashlib
 import os
-import signal
 import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import daemons
 import fileserver
 import pytest
-from devsite import DEV, VMBATCH, Site
+from devsite import VMBATCH, Site
+from seconddisk import READ, WRITE, machine, popen, run
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-MACHINE = """<domain type='kvm'>
-  <vbconfig><vbpreparemethod>CDROM</vbpreparemethod></vbconfig>
-  <os><type arch='x86_64' machine='pc'>hvm</type></os>
-  <features><acpi/><apic/></features>
-  <on_poweroff>destroy</on_poweroff>
-  <devices>
-    <disk type='file' device='disk'>
-      <vbdisksource source='BOOT' copy_method='shared'/>
-      <driver name='qemu' type='qcow2'/><target dev='vda' bus='virtio'/>
-    </disk>
-    <disk type='file' device='disk'>
-      SOURCE
-      <target dev='vdb' bus='virtio'/>READONLY
-    </disk>
-    <disk type='file' device='cdrom'><vbpreparecdrom/><target dev='hdc' bus='ide'/><readonly/></disk>
-    <vbnic/>
-  </devices>
-</domain>"""
 
 
 @pytest.fixture(scope="module")
@@ -43,33 +23,9 @@ def server(site: Site) -> Iterator[fileserver.Server]:
         yield running
 
 
-def machine(site: Site, name: str, source: str, readonly: bool = False) -> None:
-    """A template whose second disk is what a test is about, and its catalogue entry, which boots quickly."""
-    xml = MACHINE.replace("BOOT", str(DEV / "images/tiny.qcow2")).replace("SOURCE", source)
-    kernel = {"kernel": str(DEV / "images/tiny.vmlinuz"), "initrd": str(DEV / "images/tiny.initrd")}
-    xml = xml.replace("READONLY", "<readonly/>" if readonly else "")
-    site.template(name, xml, kernel_args="console=ttyS0 panic=1", **kernel)
-
-
-def popen(site: Site, image: str, command: str) -> "subprocess.Popen[str]":
-    argv = [VMBATCH, "--config", site.config, "run", "--image", f"{image}:in=none", "--", "sh", "-c", command]
-    return subprocess.Popen(
-        [str(word) for word in argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        cwd="/tmp",
-    )  # fmt: skip
-
-
-def run(site: Site, image: str, command: str) -> Any:
-    return site.call("run", "--image", f"{image}:in=none", "--", "sh", "-c", command, cwd="/tmp")
-
-
 def disk(text: str) -> bytes:
     """A disk image whose first line is the text."""
     return (text.encode() + b"\n").ljust(1 << 20, b"\0")
-
-
-READ = "head -1 /dev/vdb"
-WRITE = "read line < /dev/vdb; echo $line; echo written | dd of=/dev/vdb conv=notrunc 2>/dev/null && sync; head -1 /dev/vdb"
 
 
 def objects(site: Site) -> list[str]:
@@ -166,81 +122,6 @@ def test_what_cannot_be_linked_stays_and_two_jobs_of_one_name_do_not_collide(sit
     assert link.is_symlink() and link.exists()
     first.communicate("\n", timeout=60)
     assert not os.path.lexists(link)
-
-
-# --- disks that are created ---
-
-
-def test_an_empty_disk_for_each_job_has_its_size_and_is_empty_again(site: Site) -> None:
-    machine(site, "empty", "<vbdisksource source='e.raw' size='100' create='always' format='raw'/>")
-    for _ in range(2):
-        done = run(site, "empty", "blockdev --getsize64 /dev/vdb; head -c 8 /dev/vdb | od -An -tx1; echo x > /dev/vdb; sync")
-        assert done.stdout == f"{100 << 20}\n 00 00 00 00 00 00 00 00\n", done.stderr
-
-
-@pytest.mark.parametrize("format", ["raw", "qcow2", "qcow", "qed", "vdi", "vmdk", "vpc", "vhd-util-vhd"])
-def test_a_disk_made_once_keeps_its_content_in_every_format(site: Site, format: str) -> None:
-    machine(site, f"once-{format}", f"<vbdisksource source='once.{format}' size='64' create='once' format='{format}'/>")
-    assert run(site, f"once-{format}", "echo kept > /dev/vdb; sync; blockdev --getsize64 /dev/vdb").stdout == f"{64 << 20}\n"
-    assert run(site, f"once-{format}", READ).stdout == "kept\n"
-
-
-def test_others_wait_for_the_first_job_and_then_have_an_overlay_each(site: Site) -> None:
-    machine(site, "cache", "<vbdisksource source='cache.qcow2' size='64' create='once'/>")
-    first = popen(site, "cache", "echo one > /dev/vdb; sync; echo on; read x")
-    assert first.stdout is not None and first.stdout.readline() == "on\n"
-    seen: list[str] = []
-    waiting = [popen(site, "cache", "head -1 /dev/vdb; echo $$ > /dev/vdb; sync; read x") for _ in range(2)]
-    logs = site.folder / "state/jobs"
-    told = "waits for disk cache.qcow2, which"
-    daemons.wait_for(
-        lambda: sum(told in file.read_text() for file in logs.glob("*/*/vmbatch.log")) == 2, 60, "both to be told"
-    )
-    first.communicate("\n", timeout=60)
-    for job in waiting:
-        assert job.stdout is not None
-        seen.append(job.stdout.readline())
-    assert seen == ["one\n", "one\n"]  # both run at once, each with an overlay
-    for job in waiting:
-        job.communicate("\n", timeout=60)
-    assert run(site, "cache", READ).stdout == "one\n"
-
-
-def test_with_busy_overlay_nobody_waits(site: Site) -> None:
-    machine(site, "eager", "<vbdisksource source='eager.raw' size='64' create='once' format='raw' busy='overlay'/>")
-    first = popen(site, "eager", "echo one > /dev/vdb; sync; echo on; read x")
-    assert first.stdout is not None and first.stdout.readline() == "on\n"
-    assert run(site, "eager", "head -c 4 /dev/vdb | od -An -tx1").stdout == " 00 00 00 00\n"
-    first.communicate("\n", timeout=60)
-    assert run(site, "eager", READ).stdout == "one\n"
-
-
-def test_a_disk_made_once_is_usable_after_its_holder_was_killed(site: Site) -> None:
-    machine(site, "killed", "<vbdisksource source='killed.raw' size='64' create='once' format='raw'/>")
-    holder = popen(site, "killed", "echo before > /dev/vdb; sync; echo on; read x")
-    assert holder.stdout is not None and holder.stdout.readline() == "on\n"
-    holder.send_signal(signal.SIGKILL)
-    holder.communicate()
-    site.call("reap")
-    assert run(site, "killed", READ).stdout == "before\n"
-
-
-def test_a_disk_made_once_is_each_users_own_unless_the_site_says_otherwise(site: Site) -> None:
-    from vmbatch import config
-    from vmbatch.disk import Origin
-    from vmbatch.images import once
-
-    conf = config.load(site.config)
-    mine = Origin("empty", "cache", "once", "raw", size_mib=10)
-    assert once.place(conf, mine, 1000, "raw") != once.place(conf, mine, 1001, "raw")
-    shared = Origin("empty", "cache", "once", "raw", size_mib=10, owner="site")
-    assert once.place(conf, shared, 1000, "raw") == once.place(conf, shared, 1001, "raw")
-
-
-def test_a_format_that_no_guest_can_write_to_is_refused_with_those_that_it_can(site: Site) -> None:
-    machine(site, "odd", "<vbdisksource source='x' size='10' create='always' format='dmg'/>")
-    done = run(site, "odd", "true")
-    assert done.returncode != 0 and "'dmg' cannot be created here" in done.stderr and "qcow2" in done.stderr
 
 
 def test_a_terminal_shows_a_bar_and_the_log_has_lines(site: Site, server: fileserver.Server) -> None:

@@ -44,7 +44,7 @@ def contents(config: Config) -> list[Kept]:
         with suppress(OSError):
             status = path.stat()
             uses = index.get(path, [])
-            used = max([status.st_ctime, *(when for _, when in uses)])
+            used = max((when for _, when in uses), default=status.st_ctime)
             sources = tuple(source for source, _ in uses)
             found.append(Kept(path, status.st_blocks * 512, used, sources, str(path) in pinned))
     return sorted(found, key=lambda kept: kept.used)

@@ -5,6 +5,7 @@ an empty one, as the template says. Those that waited, and those that come while
 What a guest has written is never looked into on the host: format and size are what the template says.
 """
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,7 +33,14 @@ def place(config: Config, origin: Origin, uid: int, format: str) -> Path:
     return objects.folder(config.paths.store, "once") / owner / f"{safe(origin.source)[:40]}-{ident}.{format}"
 
 
-def use(config: Config, guest: Guest, journal: Journal, disk: Disk, say: Callable[[str], None]) -> Disk:
+def use(
+    config: Config,
+    guest: Guest,
+    journal: Journal,
+    disk: Disk,
+    say: Callable[[str], None],
+    descriptors: dict[str, int],
+) -> Disk:
     """Give the guest its share of a disk made once. Raises OfferError where the first user does not end in time."""
     file = place(config, disk.origin, guest.person.uid, str(disk.format))
     file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -62,7 +70,7 @@ def use(config: Config, guest: Guest, journal: Journal, disk: Disk, say: Callabl
             told = time.monotonic()
             say(f"waits for disk {disk.origin.source}, which {holder} writes to")
         time.sleep(_POLL_S)
-    return _first(disk, file) if role == WRITER else _later(disk, file)
+    return _first(disk, file) if role == WRITER else _later(disk, file, descriptors)
 
 
 def roles(config: Config, file: Path) -> dict[str, str]:
@@ -81,7 +89,10 @@ def _first(disk: Disk, file: Path) -> Disk:
     return replace(disk, file=file)
 
 
-def _later(disk: Disk, file: Path) -> Disk:
+def _later(disk: Disk, file: Path, descriptors: dict[str, int]) -> Disk:
+    """An overlay; the disk itself stays root's alone, and QEMU gets it open."""
+    group = disk.file.stem
+    descriptors[group] = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     return replace(
         disk,
         use="overlay",
@@ -90,4 +101,5 @@ def _later(disk: Disk, file: Path) -> Disk:
         base=file,
         base_format=disk.format,
         virtual_size=disk.origin.size_mib << 20,
+        group=group,
     )

@@ -57,7 +57,8 @@ def bring(config: Config, guest: Guest, journal: Journal, descriptors: dict[str,
 def settled(guest: Guest, descriptors: dict[str, int]) -> None:
     """Raise UserError where somebody has begun to write to a user's image that was looked at. Just before the start."""
     for disk in guest.disks:
-        if disk.group and disk.base_format != "raw" and not userfiles.held(descriptors[disk.group]):
+        own_file = disk.origin.kind == "own" and disk.group and disk.base_format != "raw"
+        if own_file and not userfiles.held(descriptors[str(disk.group)]):
             raise UserError(f"{disk.origin.source} was written to while the job started", "submit again when it is finished")
 
 
@@ -93,7 +94,7 @@ def _bring(config: Config, guest: Guest, journal: Journal, disk: Disk, asker: As
         return own.image(config, guest, disk, asker, descriptors)
     if origin.kind == "empty":
         if origin.method == "once":
-            return once.use(config, guest, journal, disk, asker.say)
+            return once.use(config, guest, journal, disk, asker.say, descriptors)
         disks.empty(disk.file, disk)
         return disk
     plain = origin.kind == "file" and not origin.check and origin.format in transform.NATIVE
