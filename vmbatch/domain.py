@@ -96,7 +96,10 @@ def _machine(root: Element, guest: Guest) -> None:
         child(os, "cmdline").text = xml_safe(guest.kernel_args)  # what the boot loader adds to the kernel line
     child(root, "clock").set("offset", guest.clock)
     devices = child(root, "devices")
-    if guest.video != "none" or devices.find("video") is None:
+    for event in ("on_reboot", "on_crash"):
+        if root.find(event) is None:
+            child(root, event).text = "destroy"  # libvirt would restart it, without its job
+    if guest.hypervisor in EMULATED and (guest.video != "none" or devices.find("video") is None):
         video = child(devices, "video")
         video.clear()
         etree.SubElement(video, "model", type=guest.video)
@@ -111,6 +114,8 @@ def _machine(root: Element, guest: Guest) -> None:
 def _card(devices: Element, guest: Guest) -> None:
     """The job's network card goes where <vbnic/> stands, else where the template has its first card."""
     card = backends.load("networks", networks.MODULES[guest.nic.network]).element(guest.nic)
+    for only_qemus in [*card.findall("model"), *card.findall("port")] if guest.hypervisor not in EMULATED else ():
+        card.remove(only_qemus)
     mark = devices.find("vbnic")
     mark = devices.find("interface") if mark is None else mark
     if mark is None:

@@ -13,7 +13,7 @@ import fileserver
 import pytest
 from devsite import DEV, ROOT, Site
 
-from vmbatch import config
+from vmbatch import config, lifecycle
 from vmbatch.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -75,8 +75,6 @@ def open_site(site: Site, own: Path, server: fileserver.Server) -> Site:
 @pytest.fixture
 def run(open_site: Site, start: Callable[..., Any], alice: pwd.struct_passwd) -> Callable[..., str]:
     """Run a command as alice in a guest of her request; the guest goes with the test."""
-    from vmbatch import lifecycle
-
     started: list[str] = []
 
     def begin(request: str, command: str, workdir: Path | None = None) -> str:
@@ -154,9 +152,16 @@ def test_an_isolated_guest_reaches_nothing_but_the_node(run: Callable[..., str],
     assert "elements = { 10.214." in rules.stdout
 
 
-def refused(start: Callable[..., Any], alice: pwd.struct_passwd, request: str) -> str:
+def stop_all(site: Site) -> None:
+    """A refusal is kept where the job's shell reads it, until the job ends."""
+    for folder in (site.folder / "state" / "jobs").iterdir():
+        lifecycle.stop(config.load(site.config), folder.name)
+
+
+def refused(site: Site, start: Callable[..., Any], alice: pwd.struct_passwd, request: str) -> str:
     with pytest.raises(UserError) as caught:
         start(alice, request)
+    stop_all(site)
     return str(caught.value)
 
 
@@ -199,7 +204,7 @@ def test_what_is_not_allowed_is_refused_with_the_rule(
         subprocess.run(base, check=True)
         for name in ("fifo", "big.raw", "backing.qcow2"):
             os.chown(own / name, alice.pw_uid, alice.pw_gid)
-    assert said.format(own=own) in refused(start, alice, request_.format(own=own))
+    assert said.format(own=own) in refused(open_site, start, alice, request_.format(own=own))
 
 
 def test_without_the_sites_word_users_bring_nothing(site: Site, start: Callable[..., Any], own: Path) -> None:
