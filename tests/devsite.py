@@ -52,7 +52,9 @@ def config_text(folder: Path, run: Path, **sections: dict[str, Any]) -> str:
     for name, keys in values.items():
         lines.append(f"[{name}]")
         for word, value in keys.items():
-            text = str(value).lower() if isinstance(value, bool) else value if isinstance(value, int | list) else f'"{value}"'
+            text = (
+                str(value).lower() if isinstance(value, bool) else value if isinstance(value, int | list) else f'"{value}"'
+            )
             lines.append(f"{word} = {text}")
     return "\n".join(lines) + "\n"
 

@@ -18,6 +18,7 @@ sys.path.extend((str(HERE.parent), str(HERE.parent / "functional"), str(HERE)))
 
 import daemons
 import devsite
+import transfers
 from bases import base_of
 from people import user
 from slurmsite import slurm_site
@@ -35,6 +36,10 @@ TARGETS = {
     "P8": (1.2, "epilogue / virsh destroy"),
     "P8-stopped": (0.3, "the same where QEMU is stopped (SIGSTOP)"),
     "P10": (48.0, "peak memory of the hungriest hook process, MiB"),
+    "P9": (0.8, "at least: speed of an import (loopback HTTP, hash, store, fsync) / of sha512sum alone"),
+    "P9-memory": (1.05, "peak memory of an import of 10 GiB / of 10 MiB"),
+    "P11": (1.0, "16 jobs wait for one image: seconds from its being there to the last one's start"),
+    "P11-gets": (1, "what the server was asked meanwhile"),
 }
 Rows = dict[str, list[float]]
 
@@ -189,6 +194,9 @@ PARTS: dict[str, Callable[[Bench, Rows], None]] = {
     "P8": p8_stopped,
     "P10": p10,
     "P1-debian12": p1_debian,
+    "P9": lambda bench, rows: transfers.p9(bench, rows, PAIRS),
+    "P9-memory": lambda bench, rows: transfers.p9_memory(bench, rows, 3),
+    "P11": lambda bench, rows: transfers.p11(bench, rows, PAIRS),
 }
 
 

@@ -128,7 +128,7 @@ class Bare:
         self.destroy()
         self.kept = site.folder / f"kept-{held.number}"
         self.kept.mkdir()
-        self.files = [self.guest.iso, *(p for p in (self.guest.own_kernel, self.guest.own_initrd) if p)]
+        self.files = [self.guest.iso, *(p for p in (self.guest.job_kernel, self.guest.job_initrd) if p)]
         for file in self.files:
             shutil.copy(file, self.kept / file.name)
 

@@ -170,7 +170,7 @@ def refused(site: Site, start: Callable[..., Any], alice: pwd.struct_passwd, req
     [
         ("/etc/shadow", "cannot open /etc/shadow as vmbalice"),
         ("/etc/hostname", "lies where no files may come from; allowed are: {own.parent}/*"),
-        ("{own}/../../../../../etc/hostname", "lies where no files may come from"),
+        ("{own}/../../../../../../../etc/hostname", "lies where no files may come from"),
         ("{own}/link", "which is /etc/hostname, lies where no files may come from"),
         ("{own}/none.qcow2", "cannot open {own}/none.qcow2 as vmbalice: No such file"),
         ("{own}/fifo", "is no regular file"),
