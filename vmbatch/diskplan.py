@@ -163,6 +163,19 @@ def _free(bus: str, used: set[str]) -> str:
     return next(f"{prefix}{chr(97 + n)}" for n in range(26) if f"{prefix}{chr(97 + n)}" not in used)
 
 
+def assumed(found: tuple[Disk, ...], store: Path) -> tuple[Disk, ...]:
+    """The disks as if every image had been brought in, for a look at the domain before that: formats as declared."""
+    done = []
+    for disk in found:
+        format, base = disk.origin.format or "raw", disk.base
+        if disk.origin.kind == "own":
+            base = Path(disk.origin.source)
+        elif base is None and disk.use != "direct":
+            base = store / "objects" / f"HASH.{format}"
+        done.append(replace(disk, base=base, base_format=format if base else None, format=disk.format or format))
+    return tuple(done)
+
+
 def layout(template: Template, found: tuple[Disk, ...]) -> tuple[DiskPart, ...]:
     """Return where the guest's parts lie. Raises SiteError where <vbdisk> names a disk that is not there."""
     targets = [disk.target for disk in found]

@@ -237,6 +237,7 @@ class Payload:
     hostname: str
     instance: str
     workdir: Path
+    job_path: str  # where scripts of the job lie; "": in a folder of the helper's own
     nics: tuple[Nic, ...]
     client_public_key: str
     host_private_key: str

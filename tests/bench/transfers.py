@@ -17,6 +17,7 @@ Rows = dict[str, list[float]]
 WAIT = """
 import sys, time
 sys.path.insert(0, {root!r})
+from pathlib import Path
 from vmbatch import config, node
 from vmbatch.disk import Origin
 from vmbatch.images import acquire

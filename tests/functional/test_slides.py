@@ -120,6 +120,11 @@ def test_the_disk_sample_runs_a_job_that_was_put_into_the_second_partition(
         initrd=str(DEV / "images/tiny.initrd"),
         kernel_args="console=ttyS0 root=/dev/vda2",
     )
+    script = site.folder / "job.sh"
+    script.write_text("#!/bin/sh\necho $0; stat -c '%U %a' $0; echo $*\n")
+    script.chmod(0o755)
+    done = site.call("run", "--image", "slc5:in=none", "--", script, "a", "b", cwd=site.folder)
+    assert done.stdout == "/torque/mom_priv/jobs/job.sh\nroot 700\na b\n", done.stderr
     done = site.call(
         "run", "--image", "slc5:in=none", "--", "sh", "-c", "mount | grep ' / '; ls /vmbatch; ls /dev/sr0", cwd="/tmp"
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from things import IMAGE, NODE, config, guest, template
 
-from vmbatch import domain, request
+from vmbatch import diskplan, domain, request
 from vmbatch.config import Config
 from vmbatch.model import Allocation, Guest, Image
 from vmbatch.templates import Template, parse
@@ -151,20 +151,6 @@ def conf(name: str, tmp_path: Path) -> Config:
     return replace(made, network=network, paths=paths)
 
 
-def supplied(guest: Guest) -> Guest:
-    """The guest as it is when its images have been brought in."""
-    disks = []
-    for disk in guest.disks:
-        format = disk.origin.format or "raw"
-        base = disk.base
-        if disk.origin.kind == "own":
-            base = Path(disk.origin.source)
-        elif base is None and disk.use != "direct":
-            base = Path(f"/store/objects/0123.{format}")
-        disks.append(replace(disk, base=base, base_format=format if base else None, format=disk.format or format))
-    return replace(guest, disks=tuple(disks))
-
-
 def case(name: str, tmp_path: Path) -> tuple[Template, Guest, str]:
     """Return (template, guest, XML) of a case."""
     text, image = images()[name]
@@ -176,4 +162,4 @@ def case(name: str, tmp_path: Path) -> tuple[Template, Guest, str]:
     conf_ = conf(name, tmp_path)
     others = {word: own_image(value) for word, value in wish.images or ()}
     made = guest(conf_, image=image, images=others, request=wish, template=shape, node=node)
-    return shape, made, domain.build(shape, supplied(made))
+    return shape, made, domain.build(shape, replace(made, disks=diskplan.assumed(made.disks, Path("/store"))))

@@ -19,6 +19,7 @@ def told(**changes: object) -> Payload:
         "hostname": "job-1",
         "instance": "uuid",
         "workdir": Path("/home/alice/run"),
+        "job_path": "",
         "nics": (),
         "client_public_key": "ssh-ed25519 AAAA\n",
         "host_private_key": "-----BEGIN OPENSSH PRIVATE KEY-----\nSECRET\n",

@@ -3,10 +3,11 @@
 import argparse
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from vmbatch import accelerator, catalogue, choices, domain, node, plan, request, templates
+from vmbatch import accelerator, catalogue, choices, diskplan, domain, node, plan, request, templates
 from vmbatch.config import Config, load
 from vmbatch.errors import SiteError, UserError
 from vmbatch.model import Allocation, Guest, Image, Job, Node, Request, Slot
@@ -89,6 +90,7 @@ def _plan(
     size = plan.size(config, image, wish, offer)
     slot = Slot(0, config.network.port_base)
     guest = plan.plan(config, images, template, job, wish, offer, size, slot, 1, Path("/nowhere"))
+    guest = replace(guest, disks=diskplan.assumed(guest.disks, config.paths.store))
     xml = domain.build(template, guest)
     if domain.SCHEMA.exists():
         domain.validate(xml)

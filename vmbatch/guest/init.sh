@@ -149,6 +149,10 @@ helper() {
 	chmod 755 /var/lib/vmbatch /var/lib/vmbatch/runjob
 	chmod 700 /var/lib/vmbatch/job
 	: > /var/lib/vmbatch/job/stamp
+	if [ -n "$VMBATCH_JOBPATH" ]; then
+		mkdir -p "$VMBATCH_JOBPATH" && chown "$VMBATCH_UID:$VMBATCH_GID" "$VMBATCH_JOBPATH" || return 1
+		echo "$VMBATCH_JOBPATH" > /var/lib/vmbatch/jobpath
+	fi
 	chown -R "$VMBATCH_UID:$VMBATCH_GID" /var/lib/vmbatch/job
 }
 

@@ -214,21 +214,43 @@ static char **split(char *data, uint32_t size)
 	return list;
 }
 
+/* The folder that the site wants scripts in (<vbjobpath>), "" where it does not say. */
+static const char *job_path(void)
+{
+	static char path[256];
+	int fd = open(HOME_OF_HELPER "/../jobpath", O_RDONLY | O_CLOEXEC);
+	ssize_t length = fd < 0 ? 0 : read(fd, path, sizeof path - 1);
+	if (fd >= 0)
+		close(fd);
+	path[length > 0 ? length : 0] = 0;
+	path[strcspn(path, "\n")] = 0;
+	return path;
+}
+
 static void keep_script(char *data, uint32_t size)
 {
 	static char path[512];
 	char directory[] = HOME_OF_HELPER "/XXXXXX";
+	int fd = -1;
 	unsigned index = (unsigned char)data[0];
 	const char *name = data + 1, *slash = strrchr(name, '/');
 	char *text = data + 1 + strlen(name) + 1;
 	if (slash)
 		name = slash + 1;
-	if (!mkdtemp(directory)) {
-		say("cannot keep the job's script in the guest: %s: %s", directory, strerror(errno));
-		return;
+	if (!*name)
+		name = "script";
+	if (*job_path()) {
+		snprintf(path, sizeof path, "%s/%.200s", job_path(), name);
+		fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0700); /* another shell may have one of that name */
 	}
-	snprintf(path, sizeof path, "%s/%.200s", directory, *name ? name : "script");
-	int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0700);
+	if (fd < 0) {
+		if (!mkdtemp(directory)) {
+			say("cannot keep the job's script in the guest: %s: %s", directory, strerror(errno));
+			return;
+		}
+		snprintf(path, sizeof path, "%s/%.200s", directory, name);
+		fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0700);
+	}
 	size_t length = size - (size_t)(text - data);
 	if (fd < 0 || write(fd, text, length) != (ssize_t)length || close(fd))
 		say("cannot keep the job's script in the guest: %s: %s", path, strerror(errno));
@@ -244,7 +266,8 @@ static void drop_script(void)
 		return;
 	unlink(job.script);
 	*strrchr(job.script, '/') = 0;
-	rmdir(job.script);
+	if (strcmp(job.script, job_path()))
+		rmdir(job.script);
 	job.script = NULL;
 }
 
