@@ -88,6 +88,7 @@ class Machine:
     shell: str
     inputs: tuple[str, ...] | None  # None: the submit directory
     network: str | None  # None: the site's
+    written: tuple[str, ...]  # files and devices of disks without our tags that a guest may write to
     paravirtual: bool  # a Xen guest whose kernel comes from <bootloader> or <kernel>, not from a boot sector
 
     @property
@@ -113,6 +114,7 @@ def read(root: Element) -> Machine:
         shell=_text(root, "vbremoteshell") or "SSH",
         inputs=() if staging is not None and staging.get("in") == "none" else None,
         network=None if nic is None else nic.get("network"),
+        written=tuple(filter(None, map(_written, root.findall("devices/disk")))),
         paravirtual=root.get("type") == "xen" and (root.findtext("os/type") or "").strip() != "hvm",
     )
 
@@ -154,6 +156,15 @@ def _disk(number: int, disk: Element) -> DiskWant | None:
         user=None if user is None else _user_image(user),
         context=context,
     )
+
+
+def _written(disk: Element) -> str | None:
+    source = disk.find("source")
+    ours = any(str(child.tag).startswith("vb") for child in disk)
+    shared = disk.find("readonly") is not None or disk.find("shareable") is not None
+    if ours or shared or source is None or disk.get("device", "disk") in ("cdrom", "floppy"):
+        return None
+    return source.get("file") or source.get("dev")
 
 
 def _user_image(element: Element) -> UserImage:

@@ -187,6 +187,7 @@ class Guest:
     disks: tuple[Disk, ...]
     nics: tuple[Nic, ...]
     layout: tuple[DiskPart, ...]
+    written: tuple[str, ...]  # files of the template's own disks, of which only one guest may be the writer
     archives: tuple[Archive, ...]
     tars: tuple[Own, ...]  # the user's, unpacked as the user
     iso: Path

@@ -138,6 +138,7 @@ def plan(
         disks=disks,
         nics=(_nic(config, image, template, request, name, slot),),
         layout=diskplan.layout(template, disks),
+        written=machine.written,
         archives=tuple(Archive(config.paths.tarfiles / t.source, t.path, t.strip, t.cdrom) for t in machine.tarfiles),
         tars=tuple(choices.own(template, "tar", path) for path in request.tars or ()),
         iso=scratch / "context.iso",

@@ -5,11 +5,14 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import fileserver
 import leaks as scanner
 import pytest
 from devsite import NETWORK, ROOT, VMBATCH, Site
+from seconddisk import machine
 
 from vmbatch import config, lifecycle
 
@@ -18,6 +21,9 @@ START_STEPS = [name for name in STEPS if name != "collect"]
 KINDS = ["dir", "link", "slot", "lease", "file", "filter", "domain", "ssh"]
 STARTS = [f"step:{name}" for name in START_STEPS] + [f"will:{kind}" for kind in KINDS]
 STOPS = ["stop:cancelled", "stop:locked", "stop:archive"] + [f"gone:{kind}" for kind in KINDS if kind != "ssh"]
+
+
+IN_THE_STORE = ["store:fetch", "store:publish", "store:once", "store:evict"]
 
 
 def killed(site: Site, failpoint: str, *command: str) -> None:
@@ -65,9 +71,46 @@ def test_a_stop_that_is_killed_when_it_has_ended_the_shared_connection(site: Sit
     nothing_stands(site)
 
 
+@pytest.fixture
+def fetching(site: Site) -> Iterator[None]:
+    """An image `net` of the site that comes from a server, and a disk that is made once."""
+    folder = site.folder / "www"
+    folder.mkdir(exist_ok=True)
+    with fileserver.serving(folder) as server:
+        url = server.put("net.raw", b"fetched\n".ljust(1 << 20, b"\0"))
+        once = "<vbdisksource source='kept' size='10' create='once' format='raw'/><target dev='vdc' bus='virtio'/>"
+        first = f"<vbdisksource source='{url}' copy_method='shared' format='raw'/>"
+        between = "<target dev='vdb' bus='virtio'/></disk><disk type='file' device='disk'>"
+        machine(site, "net", first + between + once.partition("<target")[0], target="vdc")
+        yield
+    subprocess.run(["rm", "-rf", site.folder / "store"], check=True)
+
+
+@pytest.mark.parametrize("failpoint", ["store:fetch", "store:publish", "store:once"])
+def test_a_start_that_is_killed_in_the_store_leaves_it_whole(site: Site, fetching: None, failpoint: str) -> None:
+    killed(site, failpoint, "run", "--image", "net:in=none", "--", "true")
+    stop_all(site)
+    nothing_stands(site)
+    done = site.call(
+        "run", "--image", "net:in=none", "--", "sh", "-c", "head -1 /dev/vdb; cat /sys/block/vdc/size", cwd="/tmp"
+    )
+    assert done.stdout == f"fetched\n{10 * 2048}\n", done.stderr
+    assert site.call("image", "verify").returncode == 0
+    assert [file.name for file in (site.folder / "store/parts").iterdir()] == []
+
+
+def test_an_eviction_that_is_killed_only_costs_another_transfer(site: Site, fetching: None) -> None:
+    run = ("run", "--image", "net:in=none", "--", "head", "-1", "/dev/vdb")
+    assert site.call(*run, cwd="/tmp").stdout == "fetched\n"
+    killed(site, "store:evict", "image", "gc", "--unused")
+    assert site.call(*run, cwd="/tmp").stdout == "fetched\n"
+    assert site.call("image", "verify").returncode == 0
+
+
 def test_every_failpoint_of_the_code_is_tested() -> None:
     text = "".join(path.read_text() for path in (ROOT / "vmbatch").rglob("*.py"))
-    assert set(re.findall(r'reach\("([^"]+)"\)', text)) == {name for name in STOPS if name.startswith("stop:")}
+    stops = {name for name in STOPS if name.startswith("stop:")}
+    assert set(re.findall(r'reach\("([^"]+)"\)', text)) == stops | set(IN_THE_STORE)
     assert set(re.findall(r'\.will\(\s*"(\w+)"', text)) == set(KINDS)
 
 

@@ -104,6 +104,17 @@ def test_a_readonly_image_is_shared_by_guests_that_cannot_write_to_it(site: Site
     assert first.returncode == 0
 
 
+def test_a_disk_of_the_templates_own_has_one_writer_and_a_second_job_is_refused(site: Site) -> None:
+    (site.folder / "plain.raw").write_bytes(disk("plain"))
+    machine(site, "plain", f"<driver name='qemu' type='raw'/><source file='{site.folder}/plain.raw'/>")
+    first = popen(site, "plain", f"{READ}; read x")
+    assert first.stdout is not None and first.stdout.readline() == "plain\n"
+    second = run(site, "plain", READ)
+    assert second.returncode == 125 and "plain.raw is in use by local-" in second.stderr
+    first.communicate("\n", timeout=60)
+    assert run(site, "plain", READ).stdout == "plain\n"
+
+
 def test_what_cannot_be_linked_stays_and_two_jobs_of_one_name_do_not_collide(site: Site, server: fileserver.Server) -> None:
     url = server.put("linked.raw", disk("linked"))
     link = site.folder / "look/mine.raw"

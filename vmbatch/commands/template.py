@@ -1,11 +1,13 @@
-"""vmbatch template: list the domain templates, convert a domain file for Xen."""
+"""vmbatch template: list the domain templates, convert a domain file for Xen, print the schema of the tags."""
 
 import argparse
 import difflib
 import sys
 from pathlib import Path
 
-from vmbatch import convert, templates
+from lxml import etree
+
+from vmbatch import convert, tagschema, templates
 from vmbatch.config import Config, load
 from vmbatch.errors import SiteError, UserError
 
@@ -14,7 +16,8 @@ HELP = "list domain templates and convert domain files for Xen"
 EXAMPLES = """\
 vmbatch template list
 vmbatch template convert cernvm3-xen.xml -o cernvm3.xml
-vmbatch template convert -q cernvm3-xen.xml > cernvm3.xml"""
+vmbatch template convert -q cernvm3-xen.xml > cernvm3.xml
+vmbatch template schema > vmbatch.rng"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +26,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     change = actions.add_parser("convert", help="turn a VmBatch domain file for Xen into one for KVM; changes are shown")
     change.add_argument("file", type=Path, metavar="FILE", help="libvirt domain XML, with or without vb tags")
     change.add_argument("-o", "--output", type=Path, metavar="OUT", help="new file (default: standard output)")
+    actions.add_parser("schema", help="print the RELAX NG schema of the tags, for editors")
     change.add_argument("-q", "--quiet", action="store_true", help="show neither the changes nor notes")
 
 
 def main(options: argparse.Namespace) -> int:
     if options.action == "convert":
         return _convert(options.file, options.output, options.quiet)
+    if options.action == "schema":
+        print(etree.tostring(tagschema.schema(), pretty_print=True, encoding="unicode"), end="")
+        return 0
     config = load(options.config)
     for name in templates.names(config):
         print(f"{name:20} {_file(config, name)}")

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vmbatch.config import Config
-from vmbatch.errors import SiteError
+from vmbatch.errors import OfferError, SiteError
 from vmbatch.journal import Journal
 from vmbatch.names import short_hash
 from vmbatch.process import locked
@@ -21,6 +21,20 @@ def lease(config: Config, base: Path, journal: Journal, role: str = "") -> bool:
             return False
         write_lease(file, role)
     return True
+
+
+def alone(config: Config, file: Path, journal: Journal) -> None:
+    """Lease what only one guest may write to. Raises OfferError naming who has it."""
+    lease = lease_file(config.paths.state, file, journal.name)
+    journal.will("lease", lease)
+    with locked(config.paths.state / "leases"):
+        others = [name for name in leases(config.paths.state, file) if name != journal.name]
+        if others:
+            raise OfferError(
+                f"disk {file} is in use by {others[0]}, and only one guest may write to it",
+                "wait for that job; or give the disk a <vbdisksource>, or <readonly/>, in the template",
+            )
+        write_lease(lease, "writer")
 
 
 def write_lease(file: Path, role: str = "") -> None:

@@ -29,6 +29,8 @@ def bring(config: Config, guest: Guest, journal: Journal, descriptors: dict[str,
 
     Files of the user that stay open until the guest runs are put into `descriptors`: group -> descriptor.
     """
+    for path in guest.written:
+        store.alone(config, Path(path), journal)
     disks.scratch(config, guest, journal)
     found = []
     for disk in guest.disks:
