@@ -70,15 +70,35 @@ def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def _serve(channel: int, path: str) -> None:
-    """In the child: open, and hand over the descriptor with the name that the kernel has for it."""
+    """In the child: open, and hand over the descriptor with the name that the kernel has for it.
+
+    Nothing on a file system that a user's own program serves gets that far: root, and QEMU, would hang on it at will.
+    """
     connection = socket.socket(fileno=channel)
     try:
         handle = _open(path)
+        served = _served(os.fstat(handle).st_dev)
+        if served:
+            connection.send(f"error it lies on a file system of a user's own ({served}); copy it to another one".encode())
+            return
         real = os.readlink(f"/proc/self/fd/{handle}")
         rights = array.array("i", [handle])
         connection.sendmsg([b"open " + os.fsencode(real)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
     except OSError as error:
         connection.send(f"error {error.strerror}".encode())
+
+
+def _served(device: int) -> str:
+    """Return the type of a FUSE file system that an ordinary user has mounted; "" for all others. See proc(5), mountinfo."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
+        for line in file:
+            place, _, rest = line.partition(" - ")
+            kind, *_, options = rest.split()
+            if place.split()[2] == number and kind.startswith("fuse"):
+                owner = next((word for word in options.split(",") if word.startswith("user_id=")), "user_id=?")
+                return "" if owner == "user_id=0" else kind
+    return ""
 
 
 def _open(path: str) -> int:

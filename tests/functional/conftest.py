@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import daemons
+import fileserver
 import pytest
 from devsite import WORKER, Site
 from slurmsite import SlurmSite, slurm_site
@@ -75,6 +76,15 @@ def start(site: Site) -> Iterator[Callable[..., Running]]:
     yield begin
     for key in started:
         lifecycle.stop(conf, key)
+
+
+@pytest.fixture(scope="module")
+def server(site: Site) -> Iterator[fileserver.Server]:
+    """A web server that offers what tests put into its folder."""
+    folder = site.folder / "www"
+    folder.mkdir()
+    with fileserver.serving(folder) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

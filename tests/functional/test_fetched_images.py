@@ -4,7 +4,6 @@ import hashlib
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import fileserver
@@ -13,14 +12,6 @@ from devsite import VMBATCH, Site
 from seconddisk import READ, WRITE, machine, popen, run
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-
-@pytest.fixture(scope="module")
-def server(site: Site) -> Iterator[fileserver.Server]:
-    folder = site.folder / "www"
-    folder.mkdir()
-    with fileserver.serving(folder) as running:
-        yield running
 
 
 def disk(text: str) -> bytes:

@@ -4,7 +4,7 @@ import os
 import pwd
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +50,6 @@ def own(site: Site, alice: pwd.struct_passwd) -> Path:
         os.chown(path, alice.pw_uid, alice.pw_gid)
         path.chmod(0o700 if path.is_dir() else 0o600)
     return folder
-
-
-@pytest.fixture(scope="module")
-def server(site: Site) -> Iterator[fileserver.Server]:
-    folder = site.folder / "www"
-    folder.mkdir()
-    with fileserver.serving(folder) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import hashlib
 import json
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import devsite
@@ -20,15 +19,6 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 SAMPLES = ROOT / "tests/data/templates"
 
 
-@pytest.fixture(scope="module")
-def server(site: Site) -> Iterator[fileserver.Server]:
-    devsite.image("tiny-small")
-    folder = site.folder / "www"
-    folder.mkdir()
-    with fileserver.serving(folder) as running:
-        yield running
-
-
 def converted(site: Site, name: str) -> str:
     done = site.call("template", "convert", SAMPLES / f"{name}.xml")
     assert done.returncode == 0, done.stderr
@@ -38,6 +28,7 @@ def converted(site: Site, name: str) -> str:
 
 def raw(target: Path) -> Path:
     """Our small image as the slides' images are: a raw disk."""
+    devsite.image("tiny-small")
     subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", DEV / "images/tiny-small.qcow2", target], check=True)
     return target
 

@@ -1,10 +1,14 @@
 """A user's own file: opened with the user's uid, and nothing but a regular file; kept from writers while it is looked at."""
 
 import os
+import shutil
 import stat
+import subprocess
+import tempfile
 import time
 from pathlib import Path
 
+import daemons
 import pytest
 
 from vmbatch import node, userfiles
@@ -108,3 +112,28 @@ def test_a_file_with_a_writer_cannot_be_held(person: Person, tmp_path: Path) -> 
         assert not userfiles.hold(descriptor)
     assert stat.S_ISREG(os.fstat(descriptor).st_mode)
     os.close(descriptor)
+
+
+@pytest.mark.skipif(not ROOT, reason="a mount of another user needs root; make test runs as root")
+def test_a_file_system_that_a_user_serves_is_refused_before_root_touches_the_file(person: Person, tmp_path: Path) -> None:
+    """Its server could answer the first reads, and hang the prologue or QEMU later."""
+    work = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    os.chown(work, person.uid, person.gid)
+    for name, size in (("image", 1 << 20), ("mount", 0)):
+        (work / name).touch()
+        os.truncate(work / name, size)
+        os.chown(work / name, person.uid, person.gid)
+    argv = [
+        "qemu-storage-daemon", "--blockdev", f"driver=file,node-name=f,filename={work}/image",
+        "--export", f"type=fuse,id=e,node-name=f,mountpoint={work}/mount",
+    ]  # fmt: skip
+    server = subprocess.Popen(argv, user=person.uid, group=person.gid, extra_groups=[], cwd="/")
+    try:
+        daemons.wait_for(lambda: str(work) in Path("/proc/mounts").read_text(), 20, "the mount")
+        with pytest.raises(UserError, match="a file system of a user's own"):
+            opened(person, work / "mount")
+    finally:
+        server.terminate()
+        server.wait()
+        subprocess.run(["umount", "-l", work / "mount"], check=False, capture_output=True)
+        shutil.rmtree(work)
