@@ -38,7 +38,7 @@ def make(conf: Config, key: str = "slurm-prod-n-1-4711") -> Iterator[str]:
     base = conf.paths.images / "base.qcow2"
     base.parent.mkdir(exist_ok=True)
     base.touch(mode=0o644)
-    store.lease(conf, things.guest(conf, image=things.IMAGE.__class__("tiny", base)), journal)
+    assert store.lease(conf, base, journal)
     yield "lease"
     scratch = conf.paths.scratch / journal.name
     journal.will("dir", scratch)

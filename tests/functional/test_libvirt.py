@@ -82,14 +82,18 @@ def test_the_child_ends_with_its_parent(libvirt: None) -> None:
     assert not Path(f"/proc/{pid}").exists()
 
 
-@pytest.mark.parametrize("name", sorted(set(golden.images()) - set(golden.ELSEWHERE)))
+# libvirt takes the own ones with their open files only: tests with guests show them
+HERE = sorted(set(golden.images()) - {*golden.ELSEWHERE, "own-image", "own-kernel"})
+
+
+@pytest.mark.parametrize("name", HERE)
 def test_the_test_driver_defines_every_golden_domain(name: str, tmp_path: Path) -> None:
     connection = api.open("test:///default")
     xml = golden.case(name, tmp_path)[2].replace('type="kvm"', 'type="test"', 1).replace('type="qemu"', 'type="test"', 1)
     assert connection.defineXML(xml).name() == "vmbatch-slurm-prod-n-1-4711.1"
 
 
-@pytest.mark.parametrize("name", sorted(set(golden.images()) - set(golden.ELSEWHERE)))
+@pytest.mark.parametrize("name", HERE)
 def test_the_real_driver_makes_a_command_line_of_every_golden_domain(name: str, tmp_path: Path, libvirt: None) -> None:
     connection = api.open("qemu:///system")
     xml = golden.case(name, tmp_path)[2].replace('<domain type="kvm"', '<domain type="qemu"', 1)

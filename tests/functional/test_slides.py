@@ -6,14 +6,19 @@ for the disk with three partitions, and the devices that the slides leave out.
 
 import hashlib
 import json
+import pwd
 import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import devsite
 import fileserver
 import pytest
 from devsite import DEV, ROOT, Site
+
+from vmbatch import config, lifecycle
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 SAMPLES = ROOT / "tests/data/templates"
@@ -111,17 +116,26 @@ def test_the_disk_sample_runs_a_job_that_was_put_into_the_second_partition(
         initrd=str(DEV / "images/tiny.initrd"),
         kernel_args="console=ttyS0 root=/dev/vda2",
     )
-    script = site.folder / "job.sh"
-    script.write_text("#!/bin/sh\necho $0; stat -c '%U %a' $0; echo $*\n")
-    script.chmod(0o755)
-    done = site.call("run", "--image", "slc5:in=none", "--", script, "a", "b", cwd=site.folder)
-    assert done.stdout == "/torque/mom_priv/jobs/job.sh\nroot 700\na b\n", done.stderr
     done = site.call(
         "run", "--image", "slc5:in=none", "--", "sh", "-c", "mount | grep ' / '; ls /vmbatch; ls /dev/sr0", cwd="/tmp"
     )
     assert "/dev/vda2 on / " in done.stdout, done.stderr
     assert "init.sh" in done.stdout and "host_key\n" not in done.stdout
     assert "/dev/sr0" not in done.stdout
+
+
+def test_a_spooled_script_lies_and_runs_at_the_job_path(
+    site: Site, start: Callable[..., Any], alice: pwd.struct_passwd
+) -> None:
+    """The template is that of the test before."""
+    spool = site.folder / "spool"
+    spool.mkdir()
+    script = spool / "slurm_script"
+    script.write_text("#!/bin/sh\necho $0; stat -c '%U %a' $0; echo $*\n")
+    running = start(alice, "slc5:in=none")
+    done = running.shell(str(script).encode(), b"a", b"b")
+    assert done.stdout == b"/torque/mom_priv/jobs/slurm_script\nvmbalice 700\na b\n", done.stderr
+    lifecycle.stop(config.load(site.config), running.guest.key)
 
 
 def test_unpacked_in_the_guest_where_no_cdrom_is_meant(site: Site) -> None:
