@@ -1,6 +1,8 @@
 """What users may choose: a request held against the <vbuseroption>s of its template. Pure; a refusal names the rule."""
 
+import re
 from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
 
 from vmbatch.disk import Own
 from vmbatch.errors import UserError
@@ -82,13 +84,23 @@ def fits_url(url: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _split(url: str) -> tuple[str, str, list[str]] | None:
-    scheme, mark, rest = url.partition("://")
-    host, _, path = rest.partition("/")
-    parts = path.partition("?")[0].split("/")
-    plain = all(32 < ord(c) < 127 and c not in "\\#%@" for c in host)  # no user name, no tricks with encodings
-    if not mark or not host or not plain or any(part in ("..", ".") or "%2" in part.lower() for part in parts):
+    """Return scheme, host with port, and the parts of the path; None for what could be read in two ways."""
+    if not re.fullmatch(r"[!-~]+", url) or re.search(r"[?#;@\\\[\]]|%2|//.*//", url.lower()):
         return None
-    return scheme, host.lower(), parts
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return None
+    path = parts.path.split("/")[1:]
+    if (
+        not parts.scheme
+        or not parts.hostname
+        or parts.netloc.lower() != f"{parts.hostname}{port}"
+        or {"..", "."} & set(path)
+    ):
+        return None
+    return parts.scheme, parts.netloc.lower(), path
 
 
 def _matches(given: tuple[str, str, list[str]], wanted: tuple[str, str, list[str]]) -> bool:

@@ -20,6 +20,7 @@ class Origin:
     max_mib: int | None = None  # of a user's own image, file and disk; None: no limit but the site's for all
     formats: tuple[str, ...] = ()  # that a user's own image may have
     paths: tuple[str, ...] = ()  # where it may lie
+    urls: tuple[str, ...] = ()  # where it may come from, redirected or not
 
 
 @dataclass(frozen=True, slots=True)

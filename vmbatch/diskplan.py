@@ -93,11 +93,13 @@ def _own(config: Config, template: Template, want: DiskWant, image: Image) -> Or
     where = f"template {template.name}"
     most = rules.max_mib or config.users.max_image_mib
     common = {"by_user": True, "max_mib": most, "formats": rules.formats}
+    if not KINDS[template.machine.hypervisor].virtio:  # no descriptor reaches them: they would open the path as root
+        raise UserError(f"{where} is for {template.machine.hypervisor}, where users bring no images", "vmbatch image list")
     if is_url(text):
         if not choices.fits_url(text, rules.urls):
             allowed = f'{tag} urls="{" ".join(rules.urls)}"/>' if rules.urls else f"{tag}> has no urls="
             raise UserError(f"{where} does not allow images from {printable(text, 200)}", f"its rule is {allowed}")
-        return Origin("url", text, "download", **common)  # type: ignore[arg-type]
+        return Origin("url", text, "download", urls=rules.urls, **common)  # type: ignore[arg-type]
     if not rules.paths:
         raise UserError(
             f"{where} does not let users bring their own image, such as {printable(text, 200)}",

@@ -45,7 +45,7 @@ def _disk(element: Element, disk: Disk, emulated: bool) -> None:
     place = source(element, (disk.base or disk.file) if disk.use == "readonly" else disk.file)
     if disk.use == "readonly":
         child(element, "readonly")
-    if emulated and disk.use == "readonly":
+    if emulated and disk.use == "readonly" and disk.base:
         _own_name(place, disk)
     if emulated and disk.use == "overlay":
         _backing(element, disk)

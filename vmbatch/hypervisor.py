@@ -85,7 +85,10 @@ class Hypervisor:
     # --- the calls ---
 
     def start(self, xml: str, descriptors: Mapping[str, int] | None = None) -> str:
-        """Start a transient domain. Returns the live XML. `descriptors`: open files for the fdgroups of the XML."""
+        """Start a transient domain. Returns the live XML.
+
+        `descriptors`: open files for the fdgroups of the XML; a domain with some stands still until resume().
+        """
         groups = dict(descriptors or {})
         limit = max(self.timeout_s, 60)
         return str(self.call("start", xml, list(groups), timeout_s=limit, descriptors=tuple(groups.values())))
@@ -93,6 +96,10 @@ class Hypervisor:
     def destroy(self, name: str) -> None:
         """Make the domain not exist. Absent is fine."""
         self.call("destroy", name)
+
+    def resume(self, name: str) -> None:
+        """Let a domain run that was started with descriptors."""
+        self.call("resume", name)
 
     def power_off(self, name: str) -> None:
         """Press the domain's power button: its guest may write what it still holds, and ends when it likes."""
@@ -204,7 +211,7 @@ class _Calls:
         try:
             for group, descriptor in zip(groups, self.descriptors, strict=True):
                 domain.FDAssociate(group, [descriptor], 0)
-            domain.create()
+            domain.createWithFlags(self.libvirt.VIR_DOMAIN_START_PAUSED)
             return str(domain.XMLDesc(0))
         finally:
             domain.undefine()
@@ -227,6 +234,11 @@ class _Calls:
             except self.libvirt.libvirtError as error:
                 if error.get_error_code() not in gone:
                     raise
+
+    def do_resume(self, name: str) -> None:
+        domain = self.domain(name)
+        if domain is not None:
+            domain.resume()
 
     def do_power_off(self, name: str) -> None:
         domain = self.domain(name)

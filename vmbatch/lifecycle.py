@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGTERM
 
@@ -27,11 +29,11 @@ from vmbatch import (
 from vmbatch.config import Config
 from vmbatch.errors import GuestError, OfferError, SiteError, UserError
 from vmbatch.failpoints import reach
-from vmbatch.hypervisor import Hypervisor
+from vmbatch.hypervisor import Hypervisor, LibvirtError
 from vmbatch.images import supply
 from vmbatch.journal import Journal
 from vmbatch.model import Guest, Job
-from vmbatch.pids import ended, kill
+from vmbatch.pids import Identity, ended, kill
 from vmbatch.process import call_as
 from vmbatch.records import from_json, to_json
 from vmbatch.teardown import Tools, qemu, teardown
@@ -71,7 +73,7 @@ def _start(config: Config, job: Job, journal: Journal, hypervisor: Hypervisor) -
         images = catalogue.choose(config, wish)
         template = templates.read(config, plan.choose_template(images[""], wish))
         offer = node.survey(config, backends.load("schedulers", job.scheduler), job)
-        rundir.give_logs(journal, offer.person)
+        rundir.give_log(journal, "vmbatch.log", offer.person)
         for image in images.values():
             catalogue.permit(image, offer.person)
         choices.check(template, wish)
@@ -96,21 +98,51 @@ def _start(config: Config, job: Job, journal: Journal, hypervisor: Hypervisor) -
         domain.validate(xml)
         _keep(journal, "domain.xml", xml)
         journal.will("domain", guest.name, uuid=guest.uuid, cards=[nic.host_device for nic in guest.nics])
-        supply.settled(guest, descriptors)
-        live = hypervisor.start(xml, descriptors)
-        supply.release(descriptors)
+        live = _power_on(guest, hypervisor, xml, descriptors)
         running = next(iter(qemu(guest.uuid)), None)
-        network.started(guest.nic, guest, hypervisor)
+        rundir.give_log(journal, "console.log", guest.person)
+        with _while_it_lives(running):
+            network.started(guest.nic, guest, hypervisor)
     with events.step(journal, "boot"):
         channel = domain.ready_socket(live)
         assert channel is not None, "domain.build always makes one"
         ready.wait(guest, channel, running, journal.check)
     with events.step(journal, "handover"):
-        context.after_boot(guest, hypervisor)
+        with _while_it_lives(running):
+            context.after_boot(guest, hypervisor)
         control = guest.run_dir / "mux" / "s"
         journal.will("ssh", control, person=[guest.person.name, guest.person.uid, guest.person.gid])
         rundir.hand_over(config, guest, running, events.phases(journal))
     return guest
+
+
+def _power_on(guest: Guest, hypervisor: Hypervisor, xml: str, descriptors: dict[str, int]) -> str:
+    """Start the domain. With files of the user it stands still until it is sure that QEMU read what we looked at."""
+    try:
+        supply.settled(guest, descriptors)
+        live = hypervisor.start(xml, descriptors)
+        supply.settled(guest, descriptors)
+    except LibvirtError as error:
+        if guest.brought and not error.hint:  # libvirt is well: it is QEMU that does not take them
+            raise UserError(f"QEMU does not take what the job brings along: {error.message}", "vmbatch check") from None
+        raise
+    if descriptors:
+        hypervisor.resume(guest.name)
+    supply.release(descriptors)
+    return live
+
+
+@contextmanager
+def _while_it_lives(running: Identity | None) -> Iterator[None]:
+    """A guest that ends by itself while we deal with it is its image's fault, not the node's."""
+    try:
+        yield
+    except SiteError:
+        if running and ended(running, 0.5):
+            raise GuestError(
+                "the guest ended by itself while it was started", "vmbatch logs JOB shows its console"
+            ) from None
+        raise
 
 
 def stop(config: Config, key: str) -> None:

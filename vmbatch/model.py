@@ -219,6 +219,12 @@ class Guest:
         return self.scratch / "initrd" if self.initrd else None
 
     @property
+    def brought(self) -> bool:
+        """Whether anything in it is the user's own."""
+        mine = any(disk.origin.by_user for disk in self.disks)
+        return mine or self.own_cdrom is not None or isinstance(self.kernel, Own) or isinstance(self.initrd, Own)
+
+    @property
     def kept(self) -> bool:
         """Whether this guest writes to a disk that outlives it."""
         kept = [disk for disk in self.disks if disk.origin.method == "once" and disk.use == "direct"]

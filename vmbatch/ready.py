@@ -61,15 +61,17 @@ def wait(guest: Guest, channel: Path, qemu: Identity | None, check: Callable[[],
 
 def _connect(channel: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
-    handle = os.open(channel.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    handle = -1
     try:  # by way of the folder's descriptor: a socket's path has 107 bytes only
+        handle = os.open(channel.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         connection.settimeout(10)
         connection.connect(f"/proc/self/fd/{handle}/{channel.name}")
     except OSError as error:
         connection.close()
         raise GuestError(f"the guest's channel {channel} does not answer: {error}") from error
     finally:
-        os.close(handle)
+        if handle >= 0:
+            os.close(handle)
     return connection
 
 

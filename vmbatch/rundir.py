@@ -76,12 +76,14 @@ def _give(place: Path, person: Person) -> None:
             os.close(handle)
 
 
-def give_logs(journal: Journal, person: Person) -> None:
-    """The job's log and its console belong to its owner: they may be read while and after it runs."""
-    for name in ("vmbatch.log", "console.log"):
-        place = journal.directory / name
-        os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        _give(place, person)
+def give_log(journal: Journal, name: str, person: Person) -> None:
+    """The job's log and its console belong to its owner: they may be read while and after it runs.
+
+    The console only when libvirt has opened it: an owner's lease (fcntl(2)) would keep libvirt waiting.
+    """
+    place = journal.directory / name
+    os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    _give(place, person)
 
 
 def hand_over(config: Config, guest: Guest, running: Identity | None, phases: dict[str, float]) -> None:

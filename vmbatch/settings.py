@@ -87,7 +87,9 @@ class Slurm:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    keep_days: int = key(0, "an image that no job used for so many days is evicted; 0: never for its age")
+    keep_days: int = key(
+        0, "an image, or a disk made once, that no job used for so many days is evicted; 0: never for its age"
+    )
     high_mib: int = key(0, "when the store holds more, images are evicted, those unused longest first; 0: no limit")
     low_mib: int = key(0, "until it holds no more than this; 0: nine tenths of high_mib")
     convert_timeout_s: int = key(3600, "how long the conversion of an image into qcow2 may take")

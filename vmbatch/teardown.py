@@ -19,7 +19,9 @@ from vmbatch.journal import Journal, Thing
 from vmbatch.model import Person
 from vmbatch.networks import nat
 from vmbatch.pids import Identity, find, kill
-from vmbatch.process import call_as, run
+from vmbatch.process import call_as, locked, run
+
+_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +50,44 @@ def _file(thing: Thing, tools: Tools) -> None:
 
 def _lease(thing: Thing, tools: Tools) -> None:
     file = Path(thing.name)
-    file.unlink(missing_ok=True)
-    with suppress(OSError):
-        file.parent.rmdir()
+    with locked(tools.config.paths.state / "leases"):  # others look into the folder meanwhile
+        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.parent.rmdir()
 
 
 def _dir(thing: Thing, tools: Tools) -> None:
     folder = Path(thing.name)
     if folder.is_symlink():
         raise SiteError(f"{folder} has become a symbolic link; it is left alone")
-    for line in Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines():
-        place = line.split()[1]
-        if place.startswith(f"{folder}/"):  # a user may mount on a folder of his own (FUSE)
-            run(["umount", "-l", place], timeout_s=20, check=False)
-    if folder.exists():  # rm, since a user may have nested folders deeper than Python can follow
-        run(["rm", "-rf", "--one-file-system", "--", folder], timeout_s=300)
+    for _ in range(_TRIES):
+        _unmount(folder)
+        _close(folder)
+        if not folder.exists():
+            return
+        # rm, since a user may have nested folders deeper than Python can follow
+        done = run(["rm", "-rf", "--one-file-system", "--", folder], timeout_s=300, check=False)
+        if done.status == 0:
+            return
+    raise SiteError(f"{folder} cannot be removed: {done.stderr.decode(errors='replace').strip()[-300:]}")
+
+
+def _unmount(folder: Path) -> None:
+    """A user may mount on a folder of his own (FUSE), under any name: proc(5) writes some bytes of it as \\ooo."""
+    for line in Path("/proc/self/mounts").read_bytes().split(b"\n"):
+        words = line.split(b" ")
+        place = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8) & 255]), words[1] if len(words) > 1 else b"")
+        if place.startswith(bytes(folder) + b"/"):
+            run(["umount", "-l", os.fsdecode(place)], timeout_s=20, check=False)
+
+
+def _close(folder: Path) -> None:
+    """Take every folder below from its owner, or a process of his could fill it as quickly as it is emptied."""
+    if os.geteuid() == 0:
+        with suppress(OSError, RecursionError):
+            for _, _, _, handle in os.fwalk(folder, follow_symlinks=False):
+                os.fchown(handle, 0, 0)
+                os.fchmod(handle, 0o700)
 
 
 def _link(thing: Thing, tools: Tools) -> None:

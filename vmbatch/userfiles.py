@@ -20,6 +20,7 @@ from vmbatch.process import end_child, fork_as
 
 _OPENAT2 = 437  # the same number on every architecture; see openat2(2)
 _NO_MAGICLINKS = 2
+_FUSE = 0x65735546
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -53,6 +54,8 @@ def open_as(person: Person, path: str, timeout_s: float) -> tuple[int, str]:
             os.close(one)
         if isinstance(error, TimeoutError):
             raise UserError(f"{said} could not be opened within {timeout_s:g} s", "is its file server alive?") from None
+        if isinstance(error, OSError):
+            raise UserError(f"cannot look at {said}: {error.strerror}", f"ls -lL {said}") from None
         raise
     finally:
         ours.close()
@@ -77,7 +80,7 @@ def _serve(channel: int, path: str) -> None:
     connection = socket.socket(fileno=channel)
     try:
         handle = _open(path)
-        served = _served(os.fstat(handle).st_dev)
+        served = _served(handle)
         if served:
             connection.send(f"error it lies on a file system of a user's own ({served}); copy it to another one".encode())
             return
@@ -88,17 +91,29 @@ def _serve(channel: int, path: str) -> None:
         connection.send(f"error {error.strerror}".encode())
 
 
-def _served(device: int) -> str:
-    """Return the type of a FUSE file system that an ordinary user has mounted; "" for all others. See proc(5), mountinfo."""
-    number = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
+def _served(handle: int) -> str:
+    """Return the type of a FUSE file system, "" for all others, and for those that root has mounted. See proc(5), mountinfo.
+
+    One that is no longer in the list, since its user has let go of the mount, is not root's.
+    """
+    if not _is_fuse(handle):
+        return ""
+    status = os.fstat(handle)
+    number = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    with open("/proc/self/mountinfo", newline="\n", errors="surrogateescape") as file:
         for line in file:
-            place, _, rest = line.partition(" - ")
-            kind, *_, options = rest.split()
-            if place.split()[2] == number and kind.startswith("fuse"):
-                owner = next((word for word in options.split(",") if word.startswith("user_id=")), "user_id=?")
-                return "" if owner == "user_id=0" else kind
-    return ""
+            words = line.rstrip("\n").split(" ")
+            if len(words) > 5 and words[2] == number and "user_id=0" in words[-1].split(","):
+                return ""
+    return "fuse"
+
+
+def _is_fuse(handle: int) -> bool:
+    """Ask the kernel (fstatfs(2)); the first word of its answer is the type on every Linux."""
+    answer = ctypes.create_string_buffer(256)
+    if ctypes.CDLL(None, use_errno=True).fstatfs(handle, answer):
+        raise OSError(ctypes.get_errno(), "its file system does not answer")
+    return int(ctypes.cast(answer, ctypes.POINTER(ctypes.c_long))[0]) == _FUSE
 
 
 def _open(path: str) -> int:

@@ -174,6 +174,7 @@ def refused(site: Site, start: Callable[..., Any], alice: pwd.struct_passwd, req
         ("{own}/my.qcow2:memory=300M", 'max="256"'),
         ("{own}/my.qcow2:network=nat", 'values="isolated"'),
         ("{own}/my.qcow2:kernel=/boot/vmlinuz", "cannot open /boot/vmlinuz"),
+        ("{own}/my.qcow2:kernel={own}/data.raw", "QEMU does not take what the job brings along"),
         ("{own}/my.qcow2:kernelargs=init=/bin/sh", 'values="quiet console=*"'),
         ("{own}/my.qcow2:root=/dev/vda1", 'values="/dev/vd?"'),
         ("{own}/my.qcow2:cdrom=/etc/hostname", "lies where no files may come from"),

@@ -4,7 +4,7 @@ from vmbatch import archives, blockexport
 from vmbatch import guest as guest_side
 from vmbatch import payload as payloads
 from vmbatch.disk import Disk
-from vmbatch.errors import OfferError
+from vmbatch.errors import OfferError, SiteError, UserError
 from vmbatch.hypervisor import Hypervisor
 from vmbatch.journal import Journal
 from vmbatch.model import Guest, Payload
@@ -22,7 +22,12 @@ def before_boot(guest: Guest, payload: Payload, journal: Journal) -> None:
     ours = {name: file for name, file in files.items() if name.startswith(_OURS)}
     everything = {**_below(archives.for_context(guest.archives)), **_below(ours)}
     entries = [blockexport.Entry(path, content, mode) for path, (content, mode) in everything.items()]
-    blockexport.put(disk.file, str(disk.format), partition, entries, work=guest.scratch)
+    try:
+        blockexport.put(disk.file, str(disk.format), partition, entries, work=guest.scratch)
+    except SiteError as error:
+        if disk.origin.by_user:
+            raise UserError(error.message, error.hint) from None
+        raise
 
 
 def _below(files: dict[str, tuple[bytes, int]]) -> dict[str, tuple[bytes, int]]:
@@ -37,6 +42,11 @@ def _root_disk(guest: Guest) -> tuple[Disk, int]:
             "add <vbdisks><vbdisk name='rootdisk' dev='vda' partition='vda1'/></vbdisks> to its <devices>",
         )
     disk = guest.disks[part.disk]
+    if disk.group:
+        raise UserError(
+            f"an image of a user's own cannot be used with template {guest.template}, which writes into the guest's disk",
+            "use another template, or an image of the catalogue",
+        )
     if disk.use == "readonly" or disk.origin.method == "once":  # nothing of a job may get into a disk that others will have
         raise OfferError(
             f"disk {disk.target} of template {guest.template} is not the job's own, so no context can be written into it",

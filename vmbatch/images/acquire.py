@@ -18,14 +18,15 @@ from vmbatch.errors import OfferError, UserError
 from vmbatch.failpoints import reach
 from vmbatch.hashes import Check
 from vmbatch.images import objects, transform
-from vmbatch.images.fetch import Fetched, Limits, SourceError, copy, fetch
+from vmbatch.images.fetch import Fetched, Limits, SourceError, copy, fetch, shown
 from vmbatch.images.inspect import Header, inspect
 from vmbatch.images.objects import Entry
-from vmbatch.model import Person
+from vmbatch.model import Person, printable
 
 _POLL_S = 0.05
 _TELL_S = 10.0
 _FAILURE_BYTES = 2000
+KEPT_MIB = 256  # room that stays for guests to start in
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +136,14 @@ def _fail(store: Path, ident: str, error: OfferError) -> None:
 
 def _bring(config: Config, origin: Origin, asker: Asker, store: Path, ident: str) -> None:
     part = objects.folder(store, "parts") / ident
-    asker.say(f"fetches {origin.source}")
+    asker.say(f"fetches {named(origin)}")
     reach("store:fetch")
     got = receive(config, origin, part, asker)
     header = look(config, origin, part)
     kind, sha512, size = header.format, got.sha512, got.size
     if header.format not in transform.NATIVE:
         asker.say(f"converts it from {header.format} to qcow2")
-        sha512, size = transform.to_qcow2(config, part, header, asker.person, asker.progress)
+        sha512, size = transform.to_qcow2(config, part, header, asker.progress)
         kind = "qcow2"
     reach("store:publish")
     target = objects.publish(store, part, sha512, kind)
@@ -150,7 +151,7 @@ def _bring(config: Config, origin: Origin, asker: Asker, store: Path, ident: str
         store,
         ident,
         Entry(
-            objects.SCHEMA, origin.source, ":".join(origin.check or ()), sha512, size, kind, header.virtual_size,
+            objects.SCHEMA, named(origin), ":".join(origin.check or ()), sha512, size, kind, header.virtual_size,
             target.stat().st_mtime_ns, round(time.time(), 3), got.sha512, header.format,
         ),
     )  # fmt: skip
@@ -161,7 +162,7 @@ def receive(config: Config, origin: Origin, part: Path, asker: Asker) -> Fetched
     """Bring a file or a URL into `part`, checked against its hash. Raises SourceError, SiteError."""
     check = Check(*origin.check) if origin.check else None
     limits = limits_of(config, origin)
-    room = _Room(part.parent, asker)
+    room = Room(part.parent, asker)
     if origin.kind == "url":
         return fetch(origin.source, part, person=asker.person, check=check, size=None, limits=limits, progress=room.progress)
     source = Path(origin.source)
@@ -177,6 +178,11 @@ def receive(config: Config, origin: Origin, part: Path, asker: Asker) -> Fetched
         os.close(handle)
 
 
+def named(origin: Origin) -> str:
+    """Spell a source for a log or a message: no password, no query."""
+    return shown(origin.source) if origin.kind == "url" else printable(origin.source, 200)
+
+
 def limits_of(config: Config, origin: Origin) -> Limits:
     """What a transfer may take; a user's own image has the smaller of the site's limits."""
     asked = config.fetch
@@ -188,10 +194,11 @@ def limits_of(config: Config, origin: Origin) -> Limits:
         max_bytes=most << 20,
         proxy=asked.proxy or None,
         ca_file=Path(asked.ca_file) if asked.ca_file else None,
+        allowed=origin.urls if origin.by_user else None,
     )
 
 
-class _Room:
+class Room:
     """Progress that also looks whether the disk has room for what is announced, and whether the job still wants it."""
 
     def __init__(self, folder: Path, asker: Asker) -> None:
@@ -199,15 +206,15 @@ class _Room:
 
     def progress(self, done: int, total: int | None) -> None:
         self.asker.check()
-        if total and not self.looked:
-            self.looked = True
-            status = os.statvfs(self.folder)
-            free = status.f_bavail * status.f_frsize
-            if free < total - done:
-                raise OfferError(
-                    f"{self.folder} has {free >> 20} MiB free, and the image has {total >> 20} MiB",
-                    "vmbatch image gc, or set [paths] store",
-                )
+        status = os.statvfs(self.folder)
+        free = status.f_bavail * status.f_frsize
+        wanted = (total or 0) - done if not self.looked else 0
+        self.looked = bool(total)
+        if free < max(wanted, 0) + (KEPT_MIB << 20):
+            raise OfferError(
+                f"{self.folder} has {free >> 20} MiB free, and the image has {(total or done) >> 20} MiB",
+                "vmbatch image gc, or set [paths] store and scratch to a larger file system",
+            )
         self.asker.progress(done, total)
 
 
@@ -219,10 +226,10 @@ def look(config: Config, origin: Origin, file: Path) -> Header:
         header = inspect(handle, origin.format, most << 20)
     except UserError as error:
         file.unlink()
-        raise SourceError(f"{origin.source}: {error.message}", error.hint) from None
+        raise SourceError(f"{named(origin)}: {error.message}", error.hint) from None
     finally:
         os.close(handle)
     if origin.formats and header.format not in origin.formats:
         file.unlink()
-        raise SourceError(f"{origin.source} is a {header.format} image", f"allowed here are: {', '.join(origin.formats)}")
+        raise SourceError(f"{named(origin)} is a {header.format} image", f"allowed here are: {', '.join(origin.formats)}")
     return header

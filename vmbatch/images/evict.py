@@ -1,6 +1,6 @@
 """What leaves the store: images that nobody used for long, and the longest unused ones when it is too full.
 
-An image in use, or named by the catalogue, stays. Leases are locked while one is looked at and removed, so a start that
+An image in use, or named by the catalogue, stays. Disks that were made once count, and go, like images. Leases are locked while one is looked at and removed, so a start that
 comes at the same time either has its lease before, or finds the image gone and fetches it again.
 """
 
@@ -47,6 +47,11 @@ def contents(config: Config) -> list[Kept]:
             used = max((when for _, when in uses), default=status.st_ctime)
             sources = tuple(source for source, _ in uses)
             found.append(Kept(path, status.st_blocks * 512, used, sources, str(path) in pinned))
+    once = config.paths.store / "once"
+    for path in once.glob("*/*") if once.is_dir() else ():
+        with suppress(OSError):
+            status = path.stat()
+            found.append(Kept(path, status.st_blocks * 512, status.st_mtime, (f"made once, {path.parent.name}",), False))
     return sorted(found, key=lambda kept: kept.used)
 
 
@@ -58,7 +63,7 @@ def gc(config: Config, *, dry: bool = False, unused: bool = False) -> Iterator[t
     full = bool(high) and total > high
     oldest = time.time() - config.store.keep_days * 86400
     for one in kept:
-        why = "no job uses it" if unused else ""
+        why = "no job uses it" if unused and one.path.parent.name == "objects" else ""
         if config.store.keep_days and one.used < oldest:
             why = f"not used for {int((time.time() - one.used) / 86400)} days"
         elif full and total > low:

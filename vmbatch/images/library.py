@@ -51,7 +51,7 @@ def verify(config: Config, names: list[str]) -> Iterator[tuple[str, str]]:
     """Hash images anew: of the store, and of the catalogue where it knows the hash. Yields (name, what is wrong or "")."""
     wanted: dict[Path, tuple[str, str]] = {}
     if not names:
-        for kept in evict.contents(config):
+        for kept in (one for one in evict.contents(config) if one.path.parent.name == "objects"):
             wanted[kept.path] = (kept.path.name[:16] + "...", kept.path.name.partition(".")[0])
     for name, image in catalogue.read(config).items():
         if (not names or name in names) and image.sha512 and image.source and image.source.startswith("/"):

@@ -51,9 +51,10 @@ def identify(origin: Origin) -> str:
 
 
 def folder(store: Path, name: str) -> Path:
-    """Return a folder of the store, made where it is missing."""
+    """Return a folder of the store, made where it is missing. Images may be for some users only: nobody else lists them."""
     place = store / name
-    place.mkdir(mode=0o755, parents=True, exist_ok=True)
+    store.mkdir(mode=0o755, parents=True, exist_ok=True)
+    place.mkdir(mode=0o711 if name in ("objects", "once") else 0o700, exist_ok=True)
     return place
 
 

@@ -75,8 +75,8 @@ def use(
 
 def roles(config: Config, file: Path) -> dict[str, str]:
     """Return who uses a disk, and whether as its writer. The leases must be locked."""
-    folder = store.lease_file(config.paths.state, file, "x").parent
-    return {entry.name: entry.read_text() for entry in folder.iterdir()} if folder.is_dir() else {}
+    names = store.leases(config.paths.state, file)
+    return {name: store.lease_file(config.paths.state, file, name).read_text() for name in names}
 
 
 def _first(disk: Disk, file: Path) -> Disk:
@@ -91,6 +91,7 @@ def _first(disk: Disk, file: Path) -> Disk:
 
 def _later(disk: Disk, file: Path, descriptors: dict[str, int]) -> Disk:
     """An overlay; the disk itself stays root's alone, and QEMU gets it open."""
+    os.utime(file)  # its last use, for the store's limits
     group = disk.file.stem
     descriptors[group] = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     return replace(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from vmbatch import choices, userfiles
 from vmbatch.config import Config
-from vmbatch.disk import Disk, Own
-from vmbatch.errors import UserError
+from vmbatch.disk import Disk, Origin, Own
+from vmbatch.errors import SiteError, UserError
 from vmbatch.images import acquire, transform
 from vmbatch.images.acquire import Asker
 from vmbatch.images.fetch import copy
@@ -28,22 +28,31 @@ def image(config: Config, guest: Guest, disk: Disk, asker: Asker, descriptors: d
     descriptor = opened(config, guest, Own(origin.source, origin.max_mib, origin.paths))
     assert disk.group is not None and origin.max_mib is not None, "planned so"
     descriptors[disk.group] = descriptor
-    quiet = userfiles.hold(descriptor)
     header = inspect(descriptor, None, origin.max_mib << 20)
     if header.format not in origin.formats:
         raise UserError(
             f"{printable(origin.source, 200)} is a {header.format} image", f"allowed are: {', '.join(origin.formats)}"
         )
-    if header.format == "raw" or (header.format in transform.NATIVE and quiet):
-        own_format = header.format if disk.use != "overlay" else "qcow2"
-        return replace(
-            disk,
-            base=Path(origin.source),
-            base_format=header.format,
-            format=own_format,
-            virtual_size=header.virtual_size,
-        )
-    return _copied(config, disk, asker, descriptors)
+    if disk.use == "copy" or not _steady(guest, descriptor, header.format):
+        return _copied(config, disk, asker, descriptors)
+    header = inspect(descriptor, header.format, origin.max_mib << 20)  # once more: now nobody writes to it
+    return replace(
+        disk,
+        base=Path(origin.source),
+        base_format=header.format,
+        format="qcow2" if disk.use == "overlay" else header.format,
+        virtual_size=header.virtual_size,
+    )
+
+
+def _steady(guest: Guest, descriptor: int, format: str) -> bool:
+    """Whether QEMU will find the header that we looked at. Writers are kept away from the user's own files only."""
+    if format == "raw":
+        return True
+    owner = os.fstat(descriptor).st_uid
+    if owner == 0 and guest.person.uid != 0:
+        return True
+    return format in transform.NATIVE and owner == guest.person.uid and userfiles.hold(descriptor)
 
 
 def _copied(config: Config, disk: Disk, asker: Asker, descriptors: dict[str, int]) -> Disk:
@@ -52,16 +61,17 @@ def _copied(config: Config, disk: Disk, asker: Asker, descriptors: dict[str, int
     descriptor = descriptors.pop(disk.group)
     try:
         limits = acquire.limits_of(config, disk.origin)
-        copy(descriptor, disk.file, check=None, size=None, limits=limits, progress=asker.progress)
+        room = acquire.Room(disk.file.parent, asker)
+        copy(descriptor, disk.file, check=None, size=None, limits=limits, progress=room.progress)
     finally:
         os.close(descriptor)
     header = acquire.look(config, disk.origin, disk.file)
     kind = header.format
     if kind not in transform.NATIVE:
-        transform.to_qcow2(config, disk.file, header, asker.person, asker.progress)
+        transform.to_qcow2(config, disk.file, header, asker.progress)
         kind = "qcow2"
     use = "readonly" if disk.use == "readonly" else "direct"
-    return replace(disk, use=use, format=kind, group=None, virtual_size=header.virtual_size)
+    return replace(disk, use=use, format=kind, base=None, base_format=None, group=None, virtual_size=header.virtual_size)
 
 
 def opened(config: Config, guest: Guest, file: Own) -> int:
@@ -75,21 +85,27 @@ def opened(config: Config, guest: Guest, file: Own) -> int:
         size = os.fstat(descriptor).st_size
         if file.max_mib is not None and size > file.max_mib << 20:
             raise UserError(f"{said} has {size >> 20} MiB", f"allowed are at most {file.max_mib} MiB")
+    except OSError as error:
+        os.close(descriptor)
+        raise UserError(f"cannot look at {said}: {error.strerror}", f"ls -lL {said}") from None
     except UserError:
         os.close(descriptor)
         raise
     return descriptor
 
 
-def boot_file(config: Config, guest: Guest, source: Path | Own, target: Path) -> None:
+def boot_file(config: Config, guest: Guest, source: Path | Own, target: Path, asker: Asker) -> None:
     """Copy a kernel or an initial RAM disk for this job: the site's, or the user's own."""
     if isinstance(source, Path):
         shutil.copyfile(source, target)
-    else:
-        handle = opened(config, guest, replace(source, max_mib=min(source.max_mib or _BOOT_FILE_MIB, _BOOT_FILE_MIB)))
-        with os.fdopen(handle, "rb") as file, target.open("xb") as out:
-            left = _BOOT_FILE_MIB << 20
-            while left and (part := file.read(min(left, 1 << 20))):
-                out.write(part)
-                left -= len(part)
-    target.chmod(0o600)
+        target.chmod(0o600)
+        return
+    most = min(source.max_mib or _BOOT_FILE_MIB, _BOOT_FILE_MIB)
+    handle = opened(config, guest, replace(source, max_mib=most))
+    limits = acquire.limits_of(config, Origin("own", source.path, "shared", by_user=True, max_mib=most))
+    try:
+        copy(handle, target, check=None, size=None, limits=limits, progress=acquire.Room(target.parent, asker).progress)
+    except SiteError as error:
+        raise UserError(error.message, error.hint) from None
+    finally:
+        os.close(handle)

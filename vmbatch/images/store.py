@@ -65,5 +65,7 @@ def unused(config: Config, base: Path) -> Iterator[None]:
 
 def leases(state: Path, base: Path) -> list[str]:
     """Return who uses a base just now."""
-    folder = lease_file(state, base, "x").parent
-    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    try:
+        return sorted(entry.name for entry in lease_file(state, base, "x").parent.iterdir())
+    except FileNotFoundError:
+        return []

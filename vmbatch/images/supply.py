@@ -18,7 +18,6 @@ from vmbatch.errors import SiteError, UserError
 from vmbatch.images import acquire, disks, evict, once, own, store, transform
 from vmbatch.images.acquire import Asker
 from vmbatch.images.appear import appear
-from vmbatch.images.fetch import SourceError
 from vmbatch.images.progress import reporter
 from vmbatch.journal import Journal
 from vmbatch.model import Guest, Person
@@ -37,18 +36,19 @@ def bring(config: Config, guest: Guest, journal: Journal, descriptors: dict[str,
         try:
             with _asking(config, guest, journal, disk) as asker:
                 done = _bring(config, guest, journal, disk, asker, descriptors)
-        except SourceError as error:
+        except SiteError as error:  # what a user brings is never the node's fault
             if disk.origin.by_user:
                 raise UserError(error.message, error.hint) from None
             raise
-        if done.appears:
+        if done.appears and not disk.origin.by_user:
             appear(config, journal, done)
         found.append(done)
     guest = replace(guest, disks=tuple(found))
     disks.make(guest)
     for source, target in ((guest.kernel, guest.job_kernel), (guest.initrd, guest.job_initrd)):
         if source and target:
-            own.boot_file(config, guest, source, target)
+            with _asking(config, guest, journal, guest.disks[0]) as asker:
+                own.boot_file(config, guest, source, target, asker)
     for tar in guest.tars:  # the job's shell reads them, as the user; here they are held against the rules
         os.close(own.opened(config, guest, tar))
     if guest.own_cdrom:
@@ -118,12 +118,12 @@ def _in_place(config: Config, guest: Guest, journal: Journal, disk: Disk) -> Dis
 def _downloaded(config: Config, disk: Disk, asker: Asker) -> Disk:
     """Fetched for this job alone, which may write to it."""
     part = disk.file.with_name(f"{disk.file.name}.part")
-    asker.say(f"is fetched from {disk.origin.source}")
+    asker.say(f"is fetched from {acquire.named(disk.origin)}")
     acquire.receive(config, disk.origin, part, asker)
     header = acquire.look(config, disk.origin, part)
     kind = header.format
     if kind not in transform.NATIVE:
-        transform.to_qcow2(config, part, header, asker.person, asker.progress)
+        transform.to_qcow2(config, part, header, asker.progress)
         kind = "qcow2"
     part.rename(disk.file)
     with suppress(FileNotFoundError):

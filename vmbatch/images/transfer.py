@@ -38,6 +38,7 @@ class Limits:
     max_bytes: int
     proxy: str | None = None  # None: none
     ca_file: Path | None = None  # None: the system's certificates
+    allowed: tuple[str, ...] | None = None  # where a redirect may lead to; None: anywhere
 
 
 class Watch:

@@ -19,6 +19,7 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 import urllib3
 
 from vmbatch import __version__
+from vmbatch.choices import fits_url
 from vmbatch.images.failures import explain
 from vmbatch.images.transfer import Limits, SourceError
 
@@ -124,6 +125,8 @@ def _http(source: str, wanted: Wanted, limits: Limits, line: Line) -> None:
             if redirects > MOST_REDIRECTS:
                 raise SourceError(f"{line.server} redirected more than {MOST_REDIRECTS} times", _ADVICE[404])
             url = _redirected(url, response.headers.get("Location", ""), line.server)
+            if limits.allowed is not None and not fits_url(url, limits.allowed):
+                raise SourceError(f"{line.server} redirected to where no images may come from", "name that address itself")
         elif wanted.offset and response.status in (206, 416) and not _continues(response, wanted):
             wanted = Wanted(0, "", None)
         else:
