@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 from vmbatch import __version__
-from vmbatch.errors import GuestError, SiteError, UserError, VMBatchError
+from vmbatch.errors import GuestError, OfferError, SiteError, UserError, VMBatchError
 
 COMMANDS = (
     "run",
@@ -56,9 +56,18 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vmbatch: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"  try: {error.hint}", file=sys.stderr)
-        return 125 if options.subcommand == "run" else 3 if isinstance(error, SiteError) else 1
+        return 125 if options.subcommand == "run" else _code(error)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"vmbatch: {place}{error.strerror or error}", file=sys.stderr)
+        print("  try: the same as root, or with --config and a configuration of your own", file=sys.stderr)
+        return 125 if options.subcommand == "run" else 1
     except KeyboardInterrupt:
         return 130
+
+
+def _code(error: VMBatchError) -> int:
+    return 3 if isinstance(error, SiteError) and not isinstance(error, OfferError) else 1
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ DISK_TAGS: dict[str, Tag] = {
         "where the disk's content comes from: fetched, or created empty",
         "<vbdisksource source='http://images.example.org/el9.qcow2' copy_method='shared'/>",
         (_FETCH, _CREATE),
+        second="<vbdisksource source='cache' size='20480' create='once'/>",
     ),
     "vbcheckhash": Tag(
         ("disk",),

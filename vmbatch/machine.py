@@ -36,6 +36,7 @@ class DiskWant:
     appears: str | None  # <source file=...>
     source: tuple[tuple[str, str], ...]  # attributes of <vbdisksource>; (): there is none
     check: tuple[str, str] | None  # (hash function, value)
+    check_line: int
     user: UserImage | None
     context: bool  # <vbpreparecdrom>
 
@@ -153,6 +154,7 @@ def _disk(number: int, disk: Element) -> DiskWant | None:
         appears=None if file is None else file.get("file"),
         source=() if source is None else tuple(sorted((str(k), str(v)) for k, v in source.attrib.items())),
         check=None if check is None else (str(check.get("hashfunction")), str(check.get("hashvalue"))),
+        check_line=0 if check is None else _line(check),
         user=None if user is None else _user_image(user),
         context=context,
     )

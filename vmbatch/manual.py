@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from vmbatch import callforms, catalogue, templatepage, troff
 from vmbatch.model import Image
 from vmbatch.request import FIELDS, IMAGE_KEY, MAX_BYTES
-from vmbatch.settings import CHOICES, documented
+from vmbatch.settings import CHOICES, documented, toml
 
 EXIT_CODES = (
     ("0", "done"),
@@ -113,10 +113,10 @@ def _config() -> str:
     last = ""
     for section, one in documented():
         if section != last:
-            page += f".SH [{section.upper()}]\n"
+            page += f".SH [{section}]\n"
             last = section
         choices = CHOICES.get(f"{section}.{one.name}")
-        default = one.default if not isinstance(one.default, bool) else str(one.default).lower()
+        default = toml(one.default)
         text = one.metadata["help"] + (f"; one of {', '.join(choices)}" if choices else "") + f" (default: {default})"
         page += troff.items(((one.name, text),))
     return page + troff.see("vmbatch(1)")

@@ -87,6 +87,9 @@ def measure(facts: dict[str, str], names: list[str] | None) -> str:
     limit, most = int(facts["max_input_mib"]), int(facts["max_files"])
     size = count = 0
     advice = "name the files that the job needs with in=NAME, or bring none with in=none"
+    for name in names or ():
+        if os.path.relpath(os.path.join(facts["workdir"], name), facts["workdir"]).startswith(".."):
+            return f"in={name} lies outside {facts['workdir']}, the directory of the job; submit from a folder above both"
     try:
         for _, _, status in entries(facts, names):
             count += 1

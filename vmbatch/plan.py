@@ -59,7 +59,7 @@ def size(config: Config, image: Image, request: Request, node: Node) -> Size:
         raise UserError(
             f"image {image.name} needs at least {image.minimum_memory_mib} MiB, but the guest would get "
             f"{max(memory, 0)} MiB",
-            f"submit with --mem={needed}M or more",
+            f"submit with --mem={needed}M or more" if request.memory_mib is None else "ask for more with memory=",
         )
     return Size(_cpus(image, request, node), memory, memory + overhead + memory // 64)
 

@@ -15,6 +15,8 @@ from vmbatch.model import Guest, Job, Person, printable
 from vmbatch.pids import Identity
 from vmbatch.process import run
 
+_LONGEST = 107 - len("/mux/s.") - 16  # a unix socket's path, and what ssh adds to it while it makes one
+
 
 def path(config: Config, name: str) -> Path:
     return config.paths.run / name
@@ -44,6 +46,11 @@ def make(config: Config, journal: Journal, job: Job) -> Path:
 def fill(guest: Guest) -> tuple[str, str, str]:
     """Make the keys and the ssh configuration. Returns client public, host private and host public key."""
     folder, person = guest.run_dir, guest.person
+    if len(bytes(folder)) > _LONGEST:
+        raise SiteError(
+            f"{folder} is too long for the sockets below it ({len(bytes(folder))} bytes, at most {_LONGEST})",
+            "set [paths] run to a shorter folder, such as /run/vmbatch",
+        )
     mux = folder / "mux"
     mux.mkdir(mode=0o700)
     _give(mux, person)

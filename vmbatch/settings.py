@@ -142,3 +142,15 @@ def documented() -> Iterator[tuple[str, Field[Any]]]:
     for section, kind in SECTIONS.items():
         for one in fields(kind):
             yield section, one
+
+
+def toml(value: Any) -> str:
+    """Spell a value as TOML."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(toml(one) for one in value) + "]"
+    text = str(value) if isinstance(value, Path | str) else ""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -41,6 +41,7 @@ class Tag:
     slides: bool = True
     default: str = ""
     own: tuple[str, ...] = ()  # values that are ours, in a tag of the slides
+    second: str = ""  # an example of the second form
 
     def attributes(self) -> Iterator[Attribute]:
         """Yield every attribute once, in the order of the forms."""

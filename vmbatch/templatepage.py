@@ -39,8 +39,13 @@ def _tag(name: str, tag: Tag) -> str:
     if tag.default:
         facts.append(("Default", tag.default))
     text += troff.items(tuple(facts))
-    text += troff.items(tuple((one.name, described(one)) for one in tag.attributes()))
-    return text + f".PP\nExample: {escape(tag.example)}\n"
+    examples = (tag.example, tag.second)
+    for number, form in enumerate(tag.forms):
+        if len(tag.forms) > 1:
+            text += ".PP\nEither:\n" if number == 0 else ".PP\nOr:\n"
+        text += troff.items(tuple((one.name, described(one)) for one in form))
+        text += f".PP\nExample: {escape(examples[number])}\n"
+    return text
 
 
 def described(one: Attribute) -> str:

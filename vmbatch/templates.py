@@ -103,18 +103,21 @@ def _attributes(where: str, element: etree._Element, tag: Tag) -> None:
     form = max(tag.forms, key=lambda form: len({one.name for one in form} & set(given)))
     if "create" in given or "size" in given:
         form = tag.forms[-1]
+    example = tag.second if tag.second and form is tag.forms[-1] else tag.example
     allowed = {one.name: one for one in form}
     for name, value in given.items():
         if name not in allowed:
-            raise SiteError(f"{where} cannot have {name!r} here", f"such as: {tag.example}; or only {', '.join(allowed)}")
+            raise SiteError(
+                f"{where} cannot have {name!r} here", f"such as: {example}; with it go only {', '.join(allowed)}"
+            )
         one = allowed[name]
         if one.values and value not in one.values:
             raise SiteError(f"{where} has {name}={value!r}", f"allowed are: {', '.join(one.values)}")
         if not one.values and not re.fullmatch(one.pattern, value):
-            raise SiteError(f"{where} has {name}={value!r}", f"it must be: {one.shape}, such as: {tag.example}")
+            raise SiteError(f"{where} has {name}={value!r}", f"it must be: {one.shape}, such as: {example}")
     for one in form:
         if one.required and one.name not in given:
-            raise SiteError(f"{where} lacks the attribute {one.name!r}", f"such as: {tag.example}")
+            raise SiteError(f"{where} lacks the attribute {one.name!r}", f"such as: {example}")
 
 
 def _count(file: Path, root: etree._Element) -> None:
@@ -132,14 +135,19 @@ def _count(file: Path, root: etree._Element) -> None:
 def _fit(file: Path, made: Machine) -> None:
     """What no schema says: tags that need each other."""
     if made.context != "DISK" and (made.cdrom is None or made.cdrom.target is None):
+        where = f"{file}:{made.cdrom.line}" if made.cdrom else str(file)
         raise SiteError(
-            f"{file}: {made.context} needs a disk with <vbpreparecdrom/> and <target dev=.../>",
-            "put <vbpreparecdrom/> into a <disk device='cdrom'>",
+            f"{where}: {made.context} needs a disk with <vbpreparecdrom/> and <target dev=.../>",
+            "add the <target>" if made.cdrom else "put <vbpreparecdrom/> into a <disk device='cdrom'>",
         )
+    targets = [disk.target for disk in made.disks if disk.target]
+    for target in targets:
+        if targets.count(target) > 1:
+            raise SiteError(f"{file}: two disks have <target dev={target!r}>", "give each another name")
     for disk in made.disks:
         if disk.context and (disk.source or disk.user):
             raise SiteError(f"{file}:{disk.line}: this disk has <vbpreparecdrom/> and another source", "keep one of them")
         if disk.check:
-            read_check(f"{file}:{disk.line}", *disk.check)
+            read_check(f"{file}:{disk.check_line}: <vbcheckhash>", *disk.check)
         if disk.check and disk["create"]:
             raise SiteError(f"{file}:{disk.line}: <vbcheckhash> of a disk that is created empty", "remove it")

@@ -75,6 +75,18 @@ def test_one_record_a_job_says_what_ran(site: Site) -> None:
     assert set(record["phases_s"]) >= {"boot", "domain"}
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_boots_takes_the_guest_away(site: Site, number: int) -> None:
+    child = long_run(site)
+    jobs = site.folder / "state" / "jobs"
+    while not list(jobs.glob("*/*/domain.xml")):
+        time.sleep(0.02)
+    child.send_signal(number)
+    assert child.wait(60) == 128 + number
+    assert child.stdout is not None
+    child.stdout.close()
+
+
 def test_an_unknown_image_is_refused_with_the_nearest(site: Site) -> None:
     done = run(site, "tinny", "true")
     assert done.returncode == 125

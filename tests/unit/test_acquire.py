@@ -171,7 +171,7 @@ def test_no_room_is_said_before_the_transfer(conf: Config, server: fileserver.Se
 def fill(conf: Config, server: fileserver.Server, names: str, size: int = 1 << 20) -> list[Path]:
     paths = []
     for age, name in enumerate(reversed(names)):
-        url = server.put(f"{name}.raw", name.encode() * size)
+        url = server.put(f"{name}.raw", b"\1" + name.encode() * (size - 1))
         entry = get(conf, url_of(url))
         used = time.time() - 86400 * age
         os.utime(conf.paths.store / "index" / f"{objects.identify(url_of(url))}.json", (used, used))

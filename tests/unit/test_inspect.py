@@ -166,8 +166,8 @@ def test_only_regular_files_are_looked_at(tmp_path: Path) -> None:
     ("data", "words"),
     [
         (b"", "empty file"),
-        (b"x" * 511, "truncate -s %512 FILE"),
-        (b"x" * 513, "no multiple of 512"),
+        (b"\1" * 511, "truncate -s %512 FILE"),
+        (b"\1" * 513, "no multiple of 512"),
         (b"QFI\xfb", "incomplete"),
         (b"QFI\xfb\0\0\0\3" + bytes(80), "incomplete"),
         (b"KDMV", "incomplete"),

@@ -10,8 +10,10 @@ from pathlib import Path
 from vmbatch import accelerator, catalogue, choices, diskplan, domain, node, plan, request, templates
 from vmbatch.config import Config, load
 from vmbatch.errors import SiteError, UserError
-from vmbatch.model import Allocation, Guest, Image, Job, Node, Request, Slot
+from vmbatch.images import own
+from vmbatch.model import Allocation, Guest, Image, Job, Node, Person, Request, Slot
 from vmbatch.quantities import memory_mib, mib_text
+from vmbatch.settings import SECTIONS
 
 NAME = "check"
 HELP = "show what a VM request would lead to, and every reason why it would be refused"
@@ -58,13 +60,38 @@ def main(options: argparse.Namespace) -> int:
 def _template(file: Path) -> int:
     """Check one file, without a host, a configuration or an image."""
     try:
-        made = templates.parse(file.stem, file, file.read_bytes()).machine
+        template = templates.parse(file.stem, file, file.read_bytes())
+        made = template.machine
+        _whole(template)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}", "vmbatch check --template FILE") from None
     except SiteError as error:
         raise UserError(error.message, error.hint) from None
     print(f"{file}: ok; {made.hypervisor}, context by {made.context}, {len(made.disks)} disks with tags")
     return 0
+
+
+def _whole(template: templates.Template) -> None:
+    """Plan an imaginary job with it, and hold the domain against libvirt's schema. Raises SiteError naming the file."""
+    config = Config(**{name: kind() for name, kind in SECTIONS.items()}, file=None, root=True)
+    image = Image("image", "/images/image.qcow2")
+    names = [disk.user.name for disk in template.machine.disks if disk.user]
+    owner = Person("user", 1000, 1000, Path("/home/user"), (("user", 1000),))
+    offer = Node("node", "boot", owner, Allocation(1, 1024), "kvm", "imagined")
+    job = Job("local", "check", "node", "0", "user", 1000, 1000, Path("/home/user"), None)
+    wish = Request("image", images=tuple((name, "image") for name in names if name) or None)
+    images = {"": image, **dict.fromkeys(names, image)}
+    slot = Slot(0, config.network.port_base)
+    size = plan.size(config, image, wish, offer)
+    try:
+        guest = plan.plan(config, images, template, job, wish, offer, size, slot, 1, Path("/nowhere"))
+        guest = replace(guest, disks=diskplan.assumed(guest.disks, config.paths.store))
+        xml = domain.build(template, guest)
+        if domain.SCHEMA.exists():
+            domain.validate(xml)
+    except (SiteError, UserError) as error:
+        text = error.message if str(template.file) in error.message else f"{template.file}: {error.message}"
+        raise SiteError(text, error.hint or "compare with default.xml: vmbatch template list") from None
 
 
 def _plan(
@@ -90,11 +117,27 @@ def _plan(
     size = plan.size(config, image, wish, offer)
     slot = Slot(0, config.network.port_base)
     guest = plan.plan(config, images, template, job, wish, offer, size, slot, 1, Path("/nowhere"))
+    reasons += _missing(config, guest)
     guest = replace(guest, disks=diskplan.assumed(guest.disks, config.paths.store))
     xml = domain.build(template, guest)
     if domain.SCHEMA.exists():
         domain.validate(xml)
     return guest, xml
+
+
+def _missing(config: Config, guest: Guest) -> list[str]:
+    """Say which files are not there or not allowed: the user's own are opened and looked at, as a start would."""
+    found = []
+    for disk in guest.disks:
+        origin = disk.origin
+        if origin.kind == "file" and not Path(origin.source).exists():
+            found.append(f"{origin.source} is missing; ask the administrator")
+        if origin.kind == "own":
+            try:
+                own.examine(config, guest.person, origin)
+            except UserError as error:
+                found.append(str(error))
+    return found
 
 
 def _offer(config: Config, options: argparse.Namespace) -> Node:

@@ -2,11 +2,9 @@
 
 import argparse
 from dataclasses import fields
-from pathlib import Path
-from typing import Any
 
 from vmbatch.config import Config, load
-from vmbatch.settings import CHOICES, SECTIONS, documented
+from vmbatch.settings import CHOICES, SECTIONS, documented, toml
 
 NAME = "config"
 HELP = "show the configuration in force"
@@ -42,15 +40,3 @@ def _lines(config: Config, help: dict[str, str]) -> list[str]:
                 lines.append(f"# {help[name]}{choices}")
             lines.append(f"{one.name} = {toml(getattr(getattr(config, section), one.name))}")
     return lines
-
-
-def toml(value: Any) -> str:
-    """Spell a value as TOML."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, tuple):
-        return "[" + ", ".join(toml(one) for one in value) + "]"
-    text = str(value) if isinstance(value, Path | str) else ""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

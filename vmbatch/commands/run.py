@@ -40,6 +40,8 @@ def main(options: argparse.Namespace) -> int:
     config = load(options.config)
     job = local.job(config, _request(options), Path.cwd())
     progress = not options.quiet and sys.stderr.isatty()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the guest is taken away on the way out
+        signal.signal(number, lambda got, frame: sys.exit(128 + got))
     if progress:
         events.listen(_show)
     try:
@@ -80,11 +82,13 @@ def _shell(config: object, run_dir: Path, command: list[str]) -> int:
 
 
 def _without_interrupts(function: "object") -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     try:
         function()  # type: ignore[operator]
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _show(step: str, seconds: float | None) -> None:

@@ -166,13 +166,13 @@ def receive(config: Config, origin: Origin, part: Path, asker: Asker) -> Fetched
     if origin.kind == "url":
         return fetch(origin.source, part, person=asker.person, check=check, size=None, limits=limits, progress=room.progress)
     source = Path(origin.source)
-    if config.root:
-        check_trusted(source)
     try:
-        handle = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise SourceError(f"cannot read {source}: {error.strerror}") from None
+        raise SourceError(f"cannot read {source}: {error.strerror}", f"ls -lL {source}") from None
     try:
+        if config.root:
+            check_trusted(source)
         return copy(handle, part, check=check, size=None, limits=limits, progress=room.progress)
     finally:
         os.close(handle)

@@ -1,7 +1,8 @@
 """What leaves the store: images that nobody used for long, and the longest unused ones when it is too full.
 
-An image in use, or named by the catalogue, stays. Disks that were made once count, and go, like images. Leases are locked while one is looked at and removed, so a start that
-comes at the same time either has its lease before, or finds the image gone and fetches it again.
+An image in use, or named by the catalogue, stays. Disks that were made once count, and go, like images. Leases are locked
+while one is looked at and removed, so a start that comes at the same time either has its lease before, or finds the image
+gone and fetches it again.
 """
 
 import os
@@ -38,7 +39,9 @@ def contents(config: Config) -> list[Kept]:
     index: dict[Path, list[tuple[str, float]]] = {}
     for _, entry, used in objects.entries(config.paths.store):
         index.setdefault(entry.path(config.paths.store), []).append((entry.source, used))
-    pinned = {image.source for image in catalogue.read(config).values()}
+    pinned = {
+        str(path) for image in catalogue.read(config).values() if (path := objects.of_image(config.paths.store, image))
+    }
     found = []
     for path in shelf.iterdir() if shelf.is_dir() else ():
         with suppress(OSError):

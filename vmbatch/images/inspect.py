@@ -106,6 +106,9 @@ def _recognise(image: Reader) -> str:
 
 
 def _raw_size(image: Reader, limit: int) -> int:
+    head = image.read(0, min(image.size, SECTOR))
+    if head and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
+        raise UserError("it looks like text (a page of a web server, say), not like a disk", "look at it: head FILE")
     if image.size % SECTOR:
         raise UserError(
             f"the raw image has {image.size} bytes, which is no multiple of {SECTOR}",

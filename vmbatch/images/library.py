@@ -15,8 +15,10 @@ from vmbatch.hashes import read_check
 from vmbatch.images import acquire, build, evict, objects, store
 from vmbatch.images.acquire import Asker
 from vmbatch.images.objects import Entry
+from vmbatch.model import Image
 
 _CHUNK = 1 << 20
+_IMPORTED = "imported from "
 _OURS = ("source", "format", "sha512", "copy_method", "checksum")  # keys that an import writes
 
 
@@ -24,6 +26,8 @@ def bring(config: Config, source: str, format: str | None, checksum: str | None,
     """Import a file or a URL into the store, converted where it is of another maker. Raises SiteError, OfferError."""
     check = None
     if checksum:
+        if ":" not in checksum:
+            raise UserError(f"--checksum {checksum} names no hash function", "write sha256:HEX, or md5, sha1, sha512")
         made = read_check("--checksum", *checksum.partition(":")[::2])
         check = (made.function, made.value)
     url = catalogue.is_url(source)
@@ -43,8 +47,10 @@ def register(config: Config, name: str, entry: Entry) -> Path:
     file = config.paths.catalogue / f"{name}.toml"
     if file.exists():  # what an administrator wrote about it stays: memory, groups, template
         kept = {key: value for key, value in read_toml(file, trusted=config.root).items() if key not in _OURS}
+        if str(kept.get("description", "")).startswith(_IMPORTED):
+            del kept["description"]
     source = {"source": f"sha512:{entry.sha512}", "format": entry.format, "sha512": entry.sha512}
-    return build.register(config, name, {**source, "description": f"imported from {entry.source}", **kept})
+    return build.register(config, name, {**source, "description": f"{_IMPORTED}{entry.source}", **kept})
 
 
 def verify(config: Config, names: list[str]) -> Iterator[tuple[str, str]]:
@@ -54,8 +60,10 @@ def verify(config: Config, names: list[str]) -> Iterator[tuple[str, str]]:
         for kept in (one for one in evict.contents(config) if one.path.parent.name == "objects"):
             wanted[kept.path] = (kept.path.name[:16] + "...", kept.path.name.partition(".")[0])
     for name, image in catalogue.read(config).items():
-        if (not names or name in names) and image.sha512 and image.source and image.source.startswith("/"):
-            wanted[Path(image.source)] = (name, image.sha512)
+        path = objects.of_image(config.paths.store, image)
+        sha512 = path.name.partition(".")[0] if path and path.parent.name == "objects" else image.sha512
+        if (not names or name in names) and path and sha512:
+            wanted[path] = (name, sha512)
     for name in names:
         catalogue.find(config, name)
     for path, (name, expected) in wanted.items():
@@ -84,8 +92,8 @@ def remove(config: Config, name: str) -> list[Path]:
     file = config.paths.catalogue / f"{name}.toml"
     if not file.exists():
         raise UserError(f"image {name} is the site's; only its administrator may remove it")
-    others = {path for other in catalogue.read(config).values() if other.name != name for path in other.files}
-    ours = [path for path in image.files if path not in others and _below(path, config)]
+    others = {path for other in catalogue.read(config).values() if other.name != name for path in _files(config, other)}
+    ours = [path for path in _files(config, image) if path not in others and _below(path, config)]
     gone = [file]
     if not ours:
         file.unlink()
@@ -100,6 +108,10 @@ def remove(config: Config, name: str) -> list[Path]:
         if path.parent.name == "objects":
             evict.remove(config, path)
     return gone
+
+
+def _files(config: Config, image: Image) -> set[Path]:
+    return {*image.files, *filter(None, [objects.of_image(config.paths.store, image)])}
 
 
 def _below(path: Path, config: Config) -> bool:
@@ -124,8 +136,9 @@ def _entry_facts(config: Config, name: str) -> Iterator[tuple[str, str]]:
         value = getattr(image, key)
         if value not in (None, "", ()):
             yield key, ", ".join(value) if isinstance(value, tuple) else str(value)
-    if image.source and image.source.startswith("/"):
-        yield from object_facts(config, Path(image.source))
+    path = objects.of_image(config.paths.store, image)
+    if path:
+        yield from object_facts(config, path)
 
 
 def object_facts(config: Config, path: Path) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from vmbatch.disk import Origin
 from vmbatch.errors import SiteError
+from vmbatch.model import Image
 from vmbatch.names import short_hash
 
 SCHEMA = 1
@@ -92,6 +93,15 @@ def entries(store: Path) -> Iterator[tuple[str, Entry, float]]:
                 yield file.stem, entry, file.stat().st_mtime
 
 
+def of_image(store: Path, image: Image) -> Path | None:
+    """Return the file of an image of the catalogue; None: it has an address, and was not fetched yet."""
+    if image.source is None or "://" not in image.source:
+        return Path(image.source) if image.source else None
+    check = image.checksum.partition(":")[::2] if image.checksum else ("sha512", image.sha512) if image.sha512 else None
+    entry = read(store, identify(Origin("url", image.source, "shared", image.format, check=check)))
+    return entry.path(store) if entry else None
+
+
 def used(store: Path, ident: str) -> None:
     """Note a use."""
     with suppress(OSError):
@@ -112,7 +122,10 @@ def whole(store: Path, entry: Entry) -> bool:
     except FileNotFoundError:
         return False
     if (status.st_size, status.st_mtime_ns) != (entry.size, entry.mtime_ns):
-        raise SiteError(f"{entry.path(store)} has been changed since it was fetched", "vmbatch image verify; image remove")
+        raise SiteError(
+            f"{entry.path(store)} has been changed since it was fetched",
+            f"rm {entry.path(store)}; it is fetched or imported anew then",
+        )
     return True
 
 

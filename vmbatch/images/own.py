@@ -16,8 +16,8 @@ from vmbatch.errors import SiteError, UserError
 from vmbatch.images import acquire, transform
 from vmbatch.images.acquire import Asker
 from vmbatch.images.fetch import copy
-from vmbatch.images.inspect import inspect
-from vmbatch.model import Guest, printable
+from vmbatch.images.inspect import Header, inspect
+from vmbatch.model import Guest, Person, printable
 
 _BOOT_FILE_MIB = 512
 
@@ -25,17 +25,13 @@ _BOOT_FILE_MIB = 512
 def image(config: Config, guest: Guest, disk: Disk, asker: Asker, descriptors: dict[str, int]) -> Disk:
     """Give a disk the user's own image. Raises UserError where it is not allowed, or is not what it should be."""
     origin = disk.origin
-    descriptor = opened(config, guest, Own(origin.source, origin.max_mib, origin.paths))
+    descriptor = opened(config, guest.person, Own(origin.source, origin.max_mib, origin.paths))
     assert disk.group is not None and origin.max_mib is not None, "planned so"
     descriptors[disk.group] = descriptor
-    header = inspect(descriptor, None, origin.max_mib << 20)
-    if header.format not in origin.formats:
-        raise UserError(
-            f"{printable(origin.source, 200)} is a {header.format} image", f"allowed are: {', '.join(origin.formats)}"
-        )
+    header = _header(descriptor, origin)
     if disk.use == "copy" or not _steady(guest, descriptor, header.format):
         return _copied(config, disk, asker, descriptors)
-    header = inspect(descriptor, header.format, origin.max_mib << 20)  # once more: now nobody writes to it
+    header = _header(descriptor, origin)  # once more: now nobody writes to it
     return replace(
         disk,
         base=Path(origin.source),
@@ -43,6 +39,27 @@ def image(config: Config, guest: Guest, disk: Disk, asker: Asker, descriptors: d
         format="qcow2" if disk.use == "overlay" else header.format,
         virtual_size=header.virtual_size,
     )
+
+
+def examine(config: Config, person: Person, origin: Origin) -> None:
+    """Look at a user's image as image() does, and no more. Raises UserError."""
+    descriptor = opened(config, person, Own(origin.source, origin.max_mib, origin.paths))
+    try:
+        _header(descriptor, origin)
+    finally:
+        os.close(descriptor)
+
+
+def _header(descriptor: int, origin: Origin) -> Header:
+    """Read the header; the sentences name the image."""
+    said = printable(origin.source, 200)
+    try:
+        header = inspect(descriptor, None, (origin.max_mib or 0) << 20)
+    except UserError as error:
+        raise UserError(f"{said}: {error.message}", error.hint) from None
+    if header.format not in origin.formats:
+        raise UserError(f"{said} is a {header.format} image", f"allowed are: {', '.join(origin.formats)}")
+    return header
 
 
 def _steady(guest: Guest, descriptor: int, format: str) -> bool:
@@ -74,9 +91,9 @@ def _copied(config: Config, disk: Disk, asker: Asker, descriptors: dict[str, int
     return replace(disk, use=use, format=kind, base=None, base_format=None, group=None, virtual_size=header.virtual_size)
 
 
-def opened(config: Config, guest: Guest, file: Own) -> int:
+def opened(config: Config, person: Person, file: Own) -> int:
     """Open a user's file, held against the folders and the size that the template allows. Returns the descriptor."""
-    descriptor, real = userfiles.open_as(guest.person, file.path, config.users.open_timeout_s)
+    descriptor, real = userfiles.open_as(person, file.path, config.users.open_timeout_s)
     said = printable(file.path, 200)
     try:
         if file.paths and not choices.fits(real, file.paths):
@@ -101,7 +118,7 @@ def boot_file(config: Config, guest: Guest, source: Path | Own, target: Path, as
         target.chmod(0o600)
         return
     most = min(source.max_mib or _BOOT_FILE_MIB, _BOOT_FILE_MIB)
-    handle = opened(config, guest, replace(source, max_mib=most))
+    handle = opened(config, guest.person, replace(source, max_mib=most))
     limits = acquire.limits_of(config, Origin("own", source.path, "shared", by_user=True, max_mib=most))
     try:
         copy(handle, target, check=None, size=None, limits=limits, progress=acquire.Room(target.parent, asker).progress)

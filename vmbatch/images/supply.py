@@ -15,7 +15,7 @@ from vmbatch import events, node, userfiles
 from vmbatch.config import Config, check_trusted
 from vmbatch.disk import Disk
 from vmbatch.errors import SiteError, UserError
-from vmbatch.images import acquire, disks, evict, once, own, store, transform
+from vmbatch.images import acquire, disks, evict, objects, once, own, store, transform
 from vmbatch.images.acquire import Asker
 from vmbatch.images.appear import appear
 from vmbatch.images.progress import reporter
@@ -50,9 +50,9 @@ def bring(config: Config, guest: Guest, journal: Journal, descriptors: dict[str,
             with _asking(config, guest, journal, guest.disks[0]) as asker:
                 own.boot_file(config, guest, source, target, asker)
     for tar in guest.tars:  # the job's shell reads them, as the user; here they are held against the rules
-        os.close(own.opened(config, guest, tar))
+        os.close(own.opened(config, guest.person, tar))
     if guest.own_cdrom:
-        descriptors["cdrom"] = own.opened(config, guest, guest.own_cdrom)
+        descriptors["cdrom"] = own.opened(config, guest.person, guest.own_cdrom)
     return guest
 
 
@@ -110,7 +110,11 @@ def _in_place(config: Config, guest: Guest, journal: Journal, disk: Disk) -> Dis
     base = Path(disk.origin.source)
     if config.root and base.is_file():
         check_trusted(base)
-    if not store.lease(config, base, journal):
+    leased = store.lease(config, base, journal)
+    for ident, entry, _ in objects.entries(config.paths.store) if base.parent.name == "objects" else ():
+        if entry.path(config.paths.store) == base and objects.whole(config.paths.store, entry):
+            objects.used(config.paths.store, ident)
+    if not leased:
         raise SiteError(f"image {guest.image}: {base} is missing", f"vmbatch image build {guest.image}, or put it there")
     return replace(disk, base=base)
 
