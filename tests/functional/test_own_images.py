@@ -174,7 +174,7 @@ def refused(site: Site, start: Callable[..., Any], alice: pwd.struct_passwd, req
         ("{own}/my.qcow2:memory=300M", 'max="256"'),
         ("{own}/my.qcow2:network=nat", 'values="isolated"'),
         ("{own}/my.qcow2:kernel=/boot/vmlinuz", "cannot open /boot/vmlinuz"),
-        ("{own}/my.qcow2:kernel={own}/data.raw", "QEMU does not take what the job brings along"),
+        ("{own}/my.qcow2:kernel={own}/no.kernel", "QEMU does not take what the job brings along"),
         ("{own}/my.qcow2:kernelargs=init=/bin/sh", 'values="quiet console=*"'),
         ("{own}/my.qcow2:root=/dev/vda1", 'values="/dev/vd?"'),
         ("{own}/my.qcow2:cdrom=/etc/hostname", "lies where no files may come from"),
@@ -193,7 +193,8 @@ def test_what_is_not_allowed_is_refused_with_the_rule(
             file.truncate(201 << 20)
         base = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/etc/hostname", own / "backing.qcow2", "1M"]
         subprocess.run(base, check=True)
-        for name in ("fifo", "big.raw", "backing.qcow2"):
+        (own / "no.kernel").write_bytes(bytes(600))
+        for name in ("fifo", "big.raw", "backing.qcow2", "no.kernel"):
             os.chown(own / name, alice.pw_uid, alice.pw_gid)
     assert said.format(own=own) in refused(open_site, start, alice, request_.format(own=own))
 
