@@ -16,7 +16,7 @@ from vmbatch import node
 from vmbatch.config import Config
 from vmbatch.disk import Disk, Origin, Own
 from vmbatch.errors import UserError
-from vmbatch.images import acquire, own
+from vmbatch.images import acquire, own, supply
 from vmbatch.images.acquire import Asker
 from vmbatch.journal import Thing
 from vmbatch.model import Guest, Person
@@ -105,6 +105,30 @@ def test_a_colleagues_file_is_never_kept_from_its_owner(conf: Config, person: Pe
     made = own.image(conf, guest(conf, person, home), disk(home, file, "overlay"), asker(person), held)
     assert made.use == "direct" and not held
     os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def test_an_image_of_the_sites_in_the_users_place_is_used_open_and_settled(conf: Config, person: Person, home: Path) -> None:
+    file = image(home, person, "qcow2")
+    os.chown(file, 0, 0)
+    file.chmod(0o644)
+    held: dict[str, int] = {}
+    planned = guest(conf, person, home)
+    made = own.image(conf, planned, disk(home, file, "overlay"), asker(person), held)
+    supply.settled(replace(planned, disks=(made,)), held)
+    os.close(held["disk0"])
+
+
+def test_a_users_own_image_that_is_written_to_after_the_look_is_refused(conf: Config, person: Person, home: Path) -> None:
+    file = image(home, person, "qcow2")
+    held: dict[str, int] = {}
+    planned = guest(conf, person, home)
+    made = own.image(conf, planned, disk(home, file, "overlay"), asker(person), held)
+    supply.settled(replace(planned, disks=(made,)), held)
+    with pytest.raises(BlockingIOError):
+        os.open(file, os.O_WRONLY | os.O_NONBLOCK)
+    with pytest.raises(UserError, match="was written to while the job started"):
+        supply.settled(replace(planned, disks=(made,)), held)
+    os.close(held["disk0"])
 
 
 def test_a_kernel_that_does_not_fit_on_the_disk_is_refused(conf: Config, person: Person, home: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vmbatch.disk import Origin
-from vmbatch.errors import SiteError
+from vmbatch.errors import OfferError
 from vmbatch.model import Image
 from vmbatch.names import short_hash
 
@@ -116,13 +116,13 @@ def linked(store: Path, ident: str, link: Path) -> None:
 
 
 def whole(store: Path, entry: Entry) -> bool:
-    """Whether the object is there. Raises SiteError where somebody has written to it."""
+    """Whether the object is there. Raises OfferError where somebody has written to it."""
     try:
         status = entry.path(store).stat()
     except FileNotFoundError:
         return False
     if (status.st_size, status.st_mtime_ns) != (entry.size, entry.mtime_ns):
-        raise SiteError(
+        raise OfferError(
             f"{entry.path(store)} has been changed since it was fetched",
             f"rm {entry.path(store)}; it is fetched or imported anew then",
         )

@@ -59,8 +59,10 @@ def bring(config: Config, guest: Guest, journal: Journal, descriptors: dict[str,
 def settled(guest: Guest, descriptors: dict[str, int]) -> None:
     """Raise UserError where somebody has begun to write to a user's image that was looked at. Just before the start."""
     for disk in guest.disks:
-        own_file = disk.origin.kind == "own" and disk.group and disk.base_format != "raw"
-        if own_file and not userfiles.held(descriptors[str(disk.group)]):
+        if disk.origin.kind != "own" or not disk.group or disk.base_format == "raw":
+            continue
+        descriptor = descriptors[disk.group]
+        if not userfiles.held(descriptor) and os.fstat(descriptor).st_uid == guest.person.uid:
             raise UserError(f"{disk.origin.source} was written to while the job started", "submit again when it is finished")
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from vmbatch import node
 from vmbatch.config import Config
-from vmbatch.errors import SiteError
+from vmbatch.errors import OfferError, SiteError
 from vmbatch.images.inspect import Header, inspect
-from vmbatch.model import Person
+from vmbatch.model import Person, printable
 from vmbatch.process import run
 
 NATIVE = ("raw", "qcow2")
@@ -20,7 +20,7 @@ _GROUPS = 0x7E000000  # above what sites and container tools give out
 
 
 def to_qcow2(config: Config, part: Path, header: Header, progress: Callable[[int, int | None], None]) -> tuple[str, int]:
-    """Replace `part` by its content as qcow2. Returns sha512 and size in bytes. Raises SiteError where qemu-img fails."""
+    """Replace `part` by its content as qcow2. Returns sha512 and size in bytes. Raises OfferError where qemu-img fails."""
     person = _alone(config)
     target = part.with_name(f"{part.name}.qcow2")
     target.unlink(missing_ok=True)
@@ -63,13 +63,17 @@ def _convert(
         progress(min(os.fstat(made).st_blocks * 512, header.virtual_size), header.virtual_size)
 
     beat()
-    run(
+    done = run(
         [*limits, *convert],
         timeout_s=config.store.convert_timeout_s,
         person=person,
         descriptors=(source, made),
         beat=beat,
+        check=False,
     )
+    if done.status:
+        said = printable(done.stderr.decode(errors="replace").strip(), 300)
+        raise OfferError(f"the {header.format} image cannot be converted: {said}", "ask who offers it for a whole one")
     progress(header.virtual_size, header.virtual_size)
 
 
