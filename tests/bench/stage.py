@@ -137,8 +137,8 @@ class Bare:
         for file in self.files:
             shutil.copy(self.kept / file.name, file)
         for disk in self.guest.disks:
-            disk.overlay.unlink(missing_ok=True)
-            words = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", disk.base_format, "-b", disk.base, disk.overlay]
+            disk.file.unlink(missing_ok=True)
+            words = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", disk.base_format, "-b", disk.base, disk.file]
             subprocess.run([str(word) for word in words], check=True)
 
     def create(self) -> None:
