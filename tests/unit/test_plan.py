@@ -8,10 +8,10 @@ import things
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmbatch import plan
+from vmbatch import domain, plan
 from vmbatch.errors import SiteError, UserError
 from vmbatch.model import Allocation, Request, Slot
-from vmbatch.templates import Template
+from vmbatch.templates import Template, parse
 
 
 def node(cpus: int | None, memory_mib: int | None) -> object:
@@ -115,3 +115,36 @@ def test_nothing_larger_than_the_node_or_the_machine_reaches_libvirt(tmp_path: P
     with pytest.raises(UserError, match="more than a guest can have"):
         plan.size(conf, things.IMAGE, Request("tiny", cpus=300), untracked)
     assert plan.size(conf, things.IMAGE, Request("tiny"), node(400, 4000)).cpus == plan.MAX_CPUS
+
+
+PARAVIRTUAL = """<domain type='xen'>
+  <bootloader>/usr/local/libexec/vmbatch/pygrub-vmbatch</bootloader>
+  <os><type>linux</type></os>
+  <vbconfig><vbbootparameters>quiet</vbbootparameters></vbconfig>
+  <devices>
+    <disk type='file' device='disk'><vbdisksource source='cache' size='10' create='once'/>
+      <target dev='CACHE' bus='xen'/></disk>
+    <disk type='file' device='disk'><vbuserimage/><target dev='BOOT' bus='xen'/></disk>
+    <disk type='file' device='disk'><vbpreparecdrom/><target dev='xvdc' bus='xen'/><readonly/></disk>
+  </devices>
+</domain>"""
+
+
+def paravirtual(cache: str, boot: str) -> Template:
+    xml = PARAVIRTUAL.replace("CACHE", cache).replace("BOOT", boot)
+    return parse("pv", Path("/t/pv.xml"), xml.encode())
+
+
+def test_a_paravirtual_guest_that_libvirt_would_boot_from_another_disk_is_refused_with_names_that_work(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(SiteError, match="the domain would boot from xvda, not from xvdb") as caught:
+        things.guest(things.site(tmp_path), template=paravirtual("xvda", "xvdb"))
+    assert "use dev=xvdb for the boot disk and xvdaa for xvda" in caught.value.hint
+
+
+def test_the_boot_line_parameters_of_a_paravirtual_guest_reach_its_boot_loader(tmp_path: Path) -> None:
+    shape = paravirtual("xvdaa", "xvdb")
+    made = things.guest(things.site(tmp_path), template=shape)
+    assert made.hypervisor == "xen" and [disk.target for disk in made.disks] == ["xvdaa", "xvdb"]
+    assert "<cmdline>quiet</cmdline>" in domain.build(shape, made)
