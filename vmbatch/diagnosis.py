@@ -99,6 +99,9 @@ def _accelerator(config: Config) -> Lines:
 def _templates(config: Config) -> Lines:
     for name in templates.names(config):
         templates.read(config, name)
+    for name in config.users.templates:
+        if name not in templates.names(config):
+            yield FAILURE, f"[users] templates names '{name}', which there is not", "vmbatch template list"
     yield OK, "templates: " + ", ".join(templates.names(config)), ""
     if not domain.SCHEMA.exists():
         yield FAILURE, f"libvirt's schema {domain.SCHEMA} is missing", "apt-get install libvirt0"
@@ -122,7 +125,7 @@ def _images(config: Config) -> Lines:
 
 
 def _folders(config: Config) -> Lines:
-    for path in (config.paths.state, config.paths.run, config.paths.images):
+    for path in (config.paths.state, config.paths.run, config.paths.images, config.paths.store):
         if not path.exists():
             continue
         if config.root:

@@ -41,6 +41,7 @@ def test_a_fit_node_has_no_failure(site: Site) -> None:
         ("libvirt", {"uri": "qemu+unix:///system?socket=/nonexistent"}, "libvirt", "/nonexistent", "start it"),
         ("accelerator", {"allow_tcg": False}, "accelerator", "no KVM", "allow_tcg = true"),
         ("network", {"subnet": "10.214.248.0/30"}, "network", "too small", "[network] subnet"),
+        ("users", {"templates": ["nosuch"]}, "templates", "names 'nosuch'", "vmbatch template list"),
         ("paths", {"images": "/nonexistent"}, "images", "is missing", "vmbatch image build"),
     ],
 )
