@@ -4,6 +4,7 @@ A note beside it (`.json`) says what it is the beginning of. It counts within on
 of the machine the end of a file may hold anything.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -20,9 +21,10 @@ from typing import Any
 from vmbatch.accelerator import boot_id
 from vmbatch.errors import SiteError
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 ZEROS = bytes(CHUNK)
-_AHEAD = 8  # chunks that writing may be ahead of hashing
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+_AHEAD = 4  # pieces that a hash may be behind
 _FLUSH_BYTES = 16 << 20
 _NOTE_BYTES = 1 << 16
 
@@ -100,6 +102,7 @@ class Part:
     @contextmanager
     def growing(self) -> Iterator[Callable[[Piece], None]]:
         """Give a function that appends a piece. Every hash has its thread: hashlib frees the interpreter meanwhile."""
+        _give_back()
         queues: list[Queue[Piece | None]] = [Queue(_AHEAD) for _ in self._hashes]
         threads = [
             Thread(target=_digest, args=(one, queue), daemon=True)
@@ -160,6 +163,13 @@ class Part:
             if said.pop("boot_id") == boot_id():
                 return Version(**said)
         return None
+
+
+def _give_back() -> None:
+    """Have the C library give each piece's memory back at once (mallopt(3)): pieces freed by another thread than made them
+    would leave holes, and memory would grow with the transfer."""
+    with suppress(AttributeError, OSError):  # another C library: it may need more memory
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, CHUNK // 2)
 
 
 def _digest(function: Any, queue: "Queue[Piece | None]") -> None:

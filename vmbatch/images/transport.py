@@ -25,7 +25,7 @@ from vmbatch.images.transfer import Limits, SourceError
 
 USER_AGENT = f"vmbatch/{__version__}"
 MOST_REDIRECTS = 10
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 _REDIRECTS = (301, 302, 303, 307, 308)
 _ADVICE = {
     401: "write user and password into the address, if the server wants them",
