@@ -28,7 +28,7 @@ def entry(site: Site, name: str, **keys: object) -> None:
         "kernel_args": "console=ttyS0 panic=1",
         "memory_mib": 192,
         "minimum_memory_mib": 96,
-        "boot_timeout_s": 12,
+        "boot_timeout_s": 20,
         **keys,
     }
     lines = [
